@@ -127,11 +127,10 @@ class Usage:
     """Wall seconds per part: `prefill`, `decode`, `tools`, `total`."""
 
     def __add__(self, other: Usage) -> Usage:
-        names = ("prompt_tokens", "cached_tokens", "prefilled_tokens", "completion_tokens", "reasoning_tokens")
-        names += ("forced_tokens", "tool_calls")
+        counts = [name for name in self.__dataclass_fields__ if name != "seconds"]
         parts = self.seconds.keys() | other.seconds.keys()
         return Usage(
-            **{name: getattr(self, name) + getattr(other, name) for name in names},
+            **{name: getattr(self, name) + getattr(other, name) for name in counts},
             seconds={part: self.seconds.get(part, 0.0) + other.seconds.get(part, 0.0) for part in sorted(parts)},
         )
 
