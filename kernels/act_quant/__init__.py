@@ -1,0 +1,23 @@
+"""Quantisation of activations to FP8 e4m3, one scale per row and 128 consecutive values."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from v32.kernels.act_quant import reference
+
+BLOCK = 128
+
+
+def act_quant(x: Tensor, *, block: int = BLOCK, ue8m0: bool = True) -> tuple[Tensor, Tensor]:
+    """x [..., D] -> codes float8_e4m3fn [..., D], scales float32 [..., ceil(D/block)]; x ≈ codes * scale.
+
+    scale = max(|x|, 1e-4) / 448 of the block, rounded up to a power of two with `ue8m0` (DeepSeek's reference
+    kernel, `scale_fmt: ue8m0`); codes are rounded to nearest even and saturate at ±448.
+    """
+    return reference.act_quant(x, block, ue8m0)
+
+
+def act_dequant(codes: Tensor, scales: Tensor, *, block: int = BLOCK) -> Tensor:
+    """codes * scale in float32, [..., D]."""
+    return reference.act_dequant(codes, scales, block)

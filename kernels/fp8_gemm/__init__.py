@@ -1,0 +1,36 @@
+"""Products with weights stored as FP8 e4m3 in blocks of 128 x 128, one float32 scale a block."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from v32.kernels.fp8_gemm import reference
+
+BLOCK = 128
+
+
+def fp8_gemm(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """y = x Wᵀ with W[i, j] = weight[i, j] * scale[i // 128, j // 128].
+
+    x [..., K] float; weight [N, K] float8_e4m3fn; scale float32 [ceil(N/128), ceil(K/128)]; y [..., N] in the dtype
+    of x. Activations are not quantised here (weight-only); see `act_quant` for the published 8-bit form.
+    """
+    check_block_scales(weight, scale)
+    return reference.fp8_gemm(x, weight, scale)
+
+
+def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """W as above, [N, K] in `dtype`."""
+    check_block_scales(weight, scale)
+    return reference.dequantize(weight, scale, dtype)
+
+
+def check_block_scales(weight: Tensor, scale: Tensor) -> None:
+    """Raise `ValueError` unless `scale` has one entry for each 128 x 128 block of `weight`."""
+    expected = tuple(-(-size // BLOCK) for size in weight.shape)
+    if tuple(scale.shape) != expected:
+        raise ValueError(
+            f"weight {tuple(weight.shape)} needs scales of shape {expected} (blocks of {BLOCK} x {BLOCK}), "
+            f"got {tuple(scale.shape)}"
+        )

@@ -1,0 +1,30 @@
+"""A linear layer whose weight is float, or FP8 e4m3 with one scale for each 128 x 128 block."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from v32.kernels.fp8_gemm import dequantize, fp8_gemm
+
+
+class Linear(nn.Module):
+    """y = x Wᵀ; `weight` [out, in], `weight_scale_inv` [ceil(out/128), ceil(in/128)] when the weight is FP8."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.weight_scale_inv: nn.Parameter | None
+        self.register_parameter("weight_scale_inv", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight_scale_inv is None:
+            return F.linear(x, self.weight)
+        return fp8_gemm(x, self.weight, self.weight_scale_inv)
+
+    def float_weight(self, dtype: torch.dtype) -> Tensor:
+        """The weight as float [out, in]: itself, or dequantised."""
+        if self.weight_scale_inv is None:
+            return self.weight.to(dtype)
+        return dequantize(self.weight, self.weight_scale_inv, dtype)

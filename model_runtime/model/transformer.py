@@ -1,0 +1,70 @@
+"""DeepseekV32ForCausalLM: token ids and positions in, hidden states and logits out; no cache and no text here."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from v32.model_runtime.config import DeepseekV32Config
+from v32.model_runtime.model.attention import Attention
+from v32.model_runtime.model.layer import DecoderLayer
+from v32.model_runtime.model.linear import Linear
+from v32.model_runtime.model.mtp import MTPLayer
+from v32.model_runtime.model.norm import RMSNorm
+from v32.model_runtime.model.rotary import inverse_frequencies, rotary_angles
+
+
+class DeepseekV32Model(nn.Module):
+    """Embedding, decoder layers, final norm; MTP layers, if asked for, stand behind the decoder layers."""
+
+    def __init__(self, config: DeepseekV32Config, *, with_mtp: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        depth = config.num_hidden_layers
+        extra = config.num_nextn_predict_layers if with_mtp else 0
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(depth))
+        self.layers.extend(MTPLayer(config, depth + i) for i in range(extra))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self._frequencies = inverse_frequencies(config)
+
+    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of positions [N], float32 [N, rope/2] on their device."""
+        if self._frequencies.device != positions.device:
+            self._frequencies = self._frequencies.to(positions.device)
+        scaling = self.config.rope_scaling
+        return rotary_angles(positions, self._frequencies, scaling.amplitude if scaling else 1.0)
+
+    def forward(self, input_ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        cos, sin = self.rotary(positions)
+        x = self.embed_tokens(input_ids)
+        for layer in self.layers[: self.config.num_hidden_layers]:
+            x = layer(x, cos, sin, attention)
+        return self.norm(x)
+
+
+class DeepseekV32ForCausalLM(nn.Module):
+    """Parameter names equal the tensor names of the published checkpoints."""
+
+    def __init__(self, config: DeepseekV32Config, *, with_mtp: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.model = DeepseekV32Model(config, with_mtp=with_mtp)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = cast(nn.Parameter, self.model.embed_tokens.weight)
+
+    def forward(self, input_ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        """Flat batch: input_ids int64 [N], positions int64 [N] -> hidden states after the final norm [N, D]."""
+        return cast(Tensor, self.model(input_ids, positions, attention))
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """hidden [M, D] -> float32 [M, vocab_size]."""
+        weight = self.lm_head.float_weight(torch.float32) if hidden.dtype != torch.float32 else self.lm_head.weight
+        return torch.nn.functional.linear(hidden.float(), weight)
+
+    @property
+    def mtp_layers(self) -> list[MTPLayer]:
+        return [cast(MTPLayer, layer) for layer in self.model.layers[self.config.num_hidden_layers :]]
