@@ -24,8 +24,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..token_mask import token_mask
-from .reference import sample as _reference
+from v32.kernels.sample.reference import sample as _reference
+from v32.kernels.token_mask import token_mask
 
 __all__ = ["Sampled", "counter_uniform", "sample"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from .reference import token_mask as _reference
+from v32.kernels.token_mask.reference import token_mask as _reference
 
 __all__ = ["bitmask_words", "token_mask"]
 
