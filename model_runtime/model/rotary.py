@@ -13,7 +13,8 @@ from v32.model_runtime.config import DeepseekV32Config
 def inverse_frequencies(config: DeepseekV32Config) -> Tensor:
     """Angle per position of each rotary pair, float32 [qk_rope_head_dim / 2]."""
     size, theta, scaling = config.qk_rope_head_dim, config.rope_theta, config.rope_scaling
-    frequencies = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
+    # Always real numbers, also while a model's parameters are laid out on the meta device.
+    frequencies = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float32, device="cpu") / size)
     if scaling is None:
         return frequencies
 
@@ -23,7 +24,7 @@ def inverse_frequencies(config: DeepseekV32Config) -> Tensor:
 
     low = max(math.floor(pair_with(scaling.beta_fast)), 0)
     high = min(math.ceil(pair_with(scaling.beta_slow)), size - 1)
-    ramp = (torch.arange(size // 2, dtype=torch.float32) - low) / max(high - low, 0.001)
+    ramp = (torch.arange(size // 2, dtype=torch.float32, device="cpu") - low) / max(high - low, 0.001)
     ramp = ramp.clamp(0, 1)
     return frequencies * (1 - ramp) + frequencies / scaling.factor * ramp
 

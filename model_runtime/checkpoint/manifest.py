@@ -1,0 +1,39 @@
+"""`v32.json`, the note that v32 leaves beside the weights it writes: which variant, which fingerprint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from v32.model_runtime.errors import CheckpointError
+
+MANIFEST_FILE = "v32.json"
+Variant = Literal["v3.2", "speciale", "exp", "unknown"]
+VARIANTS: tuple[Variant, ...] = ("v3.2", "speciale", "exp", "unknown")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    variant: Variant
+    fingerprint: str
+    format: int = 1
+
+    def write(self, folder: Path) -> None:
+        (folder / MANIFEST_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest | None:
+        """The manifest of a folder; None where it has none."""
+        file = folder / MANIFEST_FILE
+        if not file.is_file():
+            return None
+        try:
+            fields = json.loads(file.read_text(encoding="utf-8"))
+            manifest = cls(fields["variant"], str(fields.get("fingerprint", "")), fields.get("format", 1))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise CheckpointError(f"{file} is not a manifest of v32; repair or delete it") from None
+        if manifest.variant not in VARIANTS:
+            raise CheckpointError(f"{file} names the variant {manifest.variant!r}; known are {', '.join(VARIANTS)}")
+        return manifest

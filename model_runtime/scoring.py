@@ -1,0 +1,45 @@
+"""The model without the agent: token ids in, logits or token ids out. For comparison with other implementations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from v32.model_runtime.checkpoint.loader import FLOATS, load_checkpoint
+from v32.model_runtime.checkpoint.source import resolve_source
+from v32.model_runtime.model.attention import FullAttention
+from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
+
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
+
+
+def score(
+    model_dir: str | Path | None, token_ids: Sequence[int], device: str = "cpu", dtype: str = "float32"
+) -> Tensor:
+    """Logits float32 [T, vocab_size]: row t is the distribution of the token after `token_ids[: t + 1]`.
+
+    The whole sequence passes the model once, without a cache. `model_dir` is a source as `load_model` takes it.
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; choose from {', '.join(_DTYPES)}")
+    model = load_checkpoint(resolve_source(model_dir), device=device, dtype=_DTYPES[dtype])
+    return full_logits(model, token_ids)
+
+
+@torch.inference_mode()
+def full_logits(model: DeepseekV32ForCausalLM, token_ids: Sequence[int]) -> Tensor:
+    """`score` for a model that is loaded already."""
+    _check_ids(token_ids, model.config.vocab_size)
+    ids = torch.tensor(token_ids, device=model.lm_head.weight.device)
+    positions = torch.arange(len(ids), device=ids.device)
+    return model.compute_logits(model(ids, positions, FullAttention([len(ids)], model.config.index_topk)))
+
+
+def _check_ids(token_ids: Sequence[int], vocab_size: int) -> None:
+    if not token_ids:
+        raise ValueError("token_ids is empty; give at least one token, such as the begin-of-sentence id")
+    if wrong := [token for token in token_ids if not 0 <= token < vocab_size]:
+        raise ValueError(f"token id {wrong[0]} is outside the vocabulary of {vocab_size} tokens")
