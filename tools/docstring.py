@@ -53,7 +53,9 @@ def _section_at(lines: list[str], i: int) -> tuple[str, bool] | None:
 
 def _sections(lines: list[str]) -> Iterator[tuple[str, bool, list[str]]]:
     starts = [(i, found) for i in range(len(lines)) if (found := _section_at(lines, i))]
-    ends = [i for i, _ in starts[1:]] + [len(lines)]
+    if not starts:
+        return
+    ends = [*(i for i, _ in starts), len(lines)][1:]
     for (start, (title, is_numpy)), end in zip(starts, ends, strict=True):
         yield title, is_numpy, lines[start + (2 if is_numpy else 1) : end]
 

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 _KEY_ORDER = (
     "$schema", "$id", "$anchor", "$ref", "type", "anyOf", "oneOf", "allOf", "not", "description", "enum", "const",
-    "format", "pattern", "minLength", "maxLength", "minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "multipleOf",
-    "prefixItems", "items", "minItems", "maxItems", "uniqueItems", "properties", "patternProperties", "propertyNames",
-    "required", "minProperties", "maxProperties", "additionalProperties",
+    "format", "pattern", "minLength", "maxLength", "minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum",
+    "multipleOf", "prefixItems", "items", "minItems", "maxItems", "uniqueItems", "properties", "patternProperties",
+    "propertyNames", "required", "minProperties", "maxProperties", "additionalProperties",
 )  # fmt: skip
 _LAST = ("default", "examples", "$defs")
 _SUBSCHEMA = {"items", "not", "contains", "additionalProperties", "propertyNames", "if", "then", "else"}
