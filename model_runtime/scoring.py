@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from v32.kernels.sample import counter_uniform, sample
 from v32.model_runtime.checkpoint.loader import FLOATS, load_checkpoint
 from v32.model_runtime.checkpoint.source import resolve_source
 from v32.model_runtime.model.attention import FullAttention
@@ -43,3 +45,29 @@ def _check_ids(token_ids: Sequence[int], vocab_size: int) -> None:
         raise ValueError("token_ids is empty; give at least one token, such as the begin-of-sentence id")
     if wrong := [token for token in token_ids if not 0 <= token < vocab_size]:
         raise ValueError(f"token id {wrong[0]} is outside the vocabulary of {vocab_size} tokens")
+
+
+def generate_ids(
+    model_dir: str | Path | None,
+    token_ids: Sequence[int],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int | None = None,
+) -> list[int]:
+    """The continuation of `token_ids`: up to `max_new_tokens` ids, ending with the end-of-sentence id if it comes.
+
+    Temperature 0 is greedy; above, tokens are drawn from the whole distribution, the same ones for the same seed.
+    """
+    model = load_checkpoint(resolve_source(model_dir), dtype=torch.float32)
+    seed = secrets.randbits(63) if seed is None else seed
+    ids = list(token_ids)
+    for step in range(max_new_tokens):
+        ids.append(_draw(full_logits(model, ids)[-1:], temperature, counter_uniform(seed, step)))
+        if ids[-1] == model.config.eos_token_id:
+            break
+    return ids[len(token_ids) :]
+
+
+def _draw(logits: Tensor, temperature: float, uniform: float) -> int:
+    row = logits.new_tensor
+    return int(sample(logits, row([temperature]), row([1.0]), row([uniform], dtype=torch.float64)).ids)
