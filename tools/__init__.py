@@ -9,11 +9,67 @@ from v32.tools.function_tool import FunctionTool, RawTool, tool
 from v32.tools.tool import Tool, ToolContext, ToolError, ToolOutput
 
 if TYPE_CHECKING:
-    pass
+    from v32.tools.code import CodeSession, bash_tool, files_tools, python_tool
+    from v32.tools.document import Document
+    from v32.tools.errors import DocumentError, ProviderError, ToolDefinitionError, ToolsError, WorkerError
+    from v32.tools.gate import for_model
+    from v32.tools.local_index import Hit, LocalIndex
+    from v32.tools.search import SearchProvider, document_tools, find_tool, open_page_tool, search_tool
+    from v32.tools.toolset import Problem, Toolset
 
-_LAZY: dict[str, str] = {}
+# name → the module it comes from, imported when the name is first used
+_LAZY = {
+    "CodeSession": "code",
+    "Document": "document",
+    "DocumentError": "errors",
+    "Hit": "local_index",
+    "LocalIndex": "local_index",
+    "Problem": "toolset",
+    "ProviderError": "errors",
+    "SearchProvider": "search",
+    "ToolDefinitionError": "errors",
+    "ToolsError": "errors",
+    "Toolset": "toolset",
+    "WorkerError": "errors",
+    "bash_tool": "code",
+    "document_tools": "search",
+    "files_tools": "code",
+    "find_tool": "search",
+    "for_model": "gate",
+    "open_page_tool": "search",
+    "python_tool": "code",
+    "search_tool": "search",
+}
 
-__all__ = ["FunctionTool", "RawTool", "Tool", "ToolContext", "ToolError", "ToolOutput", "tool", *sorted(_LAZY)]
+__all__ = [
+    "CodeSession",
+    "Document",
+    "DocumentError",
+    "FunctionTool",
+    "Hit",
+    "LocalIndex",
+    "Problem",
+    "ProviderError",
+    "RawTool",
+    "SearchProvider",
+    "Tool",
+    "ToolContext",
+    "ToolDefinitionError",
+    "ToolError",
+    "ToolOutput",
+    "ToolsError",
+    "Toolset",
+    "WorkerError",
+    "bash_tool",
+    "document_tools",
+    "files_tools",
+    "find_tool",
+    "for_model",
+    "open_page_tool",
+    "python_tool",
+    "search_tool",
+    "tool",
+]
 
 
 def __getattr__(name: str) -> Any:

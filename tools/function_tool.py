@@ -46,7 +46,9 @@ class FunctionTool(Generic[P, R]):
         timeout: float | None = None,
         in_worker: bool | None = None,
         namespace: Mapping[str, Any] | None = None,
+        holder: Any = None,
     ) -> None:
+        """`namespace` resolves annotations that are strings; `holder` is what `aclose` of a toolset closes."""
         self.name: str = name or _name_of(function)
         doc = parse_docstring(inspect.getdoc(function))
         self.description: str = doc.description if description is None else description
@@ -55,10 +57,16 @@ class FunctionTool(Generic[P, R]):
         self.timeout = _checked_timeout(self.name, timeout)
         self.function = function
         self.in_worker = _runs_in_worker(self.name, function, in_worker)
+        self.holder = self if holder is None else holder
         functools.update_wrapper(self, function, updated=())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.function(*args, **kwargs)
+
+    @property
+    def stops(self) -> bool:
+        """Whether a call has really ended when it is cancelled; false for a function in a thread."""
+        return self.in_worker or _is_async(self.function)
 
     async def call(self, arguments: Mapping[str, Any], context: ToolContext) -> ToolOutput:
         bound = self._signature.bind(arguments, context)
@@ -88,6 +96,10 @@ class RawTool:
         self.timeout = _checked_timeout(name, timeout)
         self.function = function
         self.in_worker = _runs_in_worker(name, function, in_worker)
+
+    @property
+    def stops(self) -> bool:
+        return self.in_worker or _is_async(self.function)
 
     async def call(self, arguments: Mapping[str, Any], context: ToolContext) -> ToolOutput:
         run = functools.partial(self.function, **arguments)

@@ -48,7 +48,7 @@ def clean(text: str | bytes) -> str:
 
 
 def cut(text: str, max_chars: int, hint: str) -> str:
-    """Head and tail of a text that is too long, at line ends where there are some nearby; never longer than the limit."""
+    """Head and tail of a text that is too long, at line ends where some are near; never over the limit."""
     if len(text) <= max_chars:
         return text
     room = max_chars - len(_marker(len(text), len(text), hint))

@@ -88,6 +88,8 @@ class Toolset:
             return list(dict.fromkeys(problem for error in errors for problem in _problems(error)))
         except RecursionError:
             return [Problem("$", "nested too deeply")]
+        except (ArithmeticError, ValueError) as error:  # such as an infinite number where a multiple of 3 is wanted
+            return [Problem("$", f"cannot be checked: {error}")]
 
     async def run(self, name: str, arguments: Any, context: ToolContext) -> ToolOutput:
         """One call, one result: validated, within its timeout, its text through the gate."""
@@ -101,7 +103,8 @@ class Toolset:
             output = await _contained(tool, arguments, context)
         if output is None:
             assert deadline.cancelled_caught
-            output = _error(f"{name} took longer than {timeout:g} s and was stopped", "timeout")
+            end = "was stopped" if getattr(tool, "stops", True) else "was given up; it may still be running"
+            output = _error(f"{name} took longer than {timeout:g} s and {end}", "timeout")
         return self._gated(output)
 
     async def end_session(self, session_id: str) -> None:
@@ -165,16 +168,19 @@ def refusal(name: str, problems: list[Problem]) -> ToolOutput:
 async def _contained(tool: Tool, arguments: Mapping[str, Any], context: ToolContext) -> ToolOutput:
     """The tool's output; its failures as text."""
     try:
-        return await tool.call(arguments, context)
+        output = await tool.call(arguments, context)
     except SandboxUnavailable:
         raise
     except ToolError as error:
         return _error(str(error), "tool_error")
     except WorkerError as error:
         return _error(f"{tool.name} failed: {error}", "crash", exception=error.kind, traceback=error.traceback)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         kind = type(error).__name__
         return _error(f"{tool.name} failed: {kind}: {error}", "crash", exception=kind, traceback=traceback.format_exc())
+    if not isinstance(output, ToolOutput):
+        return _error(f"{tool.name} failed: it returned {type(output).__name__}, not ToolOutput", "crash")
+    return output
 
 
 def _error(message: str, failure: str, **data: str) -> ToolOutput:
