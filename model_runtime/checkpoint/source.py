@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
 from v32.model_runtime.errors import CheckpointError
@@ -40,10 +40,12 @@ def resolve_source(source: str | Path | None = None) -> Path:
 
 def embedded_checkpoint() -> Path:
     """The folder of the tiny checkpoint that comes with the package."""
-    try:
-        return Path(str(resources.files(_EMBEDDED_PACKAGE))) / "checkpoint"
-    except ModuleNotFoundError:
-        raise CheckpointError(f"{_EMBEDDED_PACKAGE} is not installed; reinstall v32 or name a checkpoint") from None
+    spec = find_spec(_EMBEDDED_PACKAGE)
+    # Not importlib.resources: it refuses folders without an __init__.py in editable installations.
+    homes = [Path(home) for home in (spec.submodule_search_locations if spec else None) or ()]
+    if found := [home / "checkpoint" for home in homes if home.is_dir()]:
+        return found[0]
+    raise CheckpointError(f"{_EMBEDDED_PACKAGE} is not installed; reinstall v32 or name a checkpoint")
 
 
 def repository_id(folder: Path) -> str | None:
