@@ -1,0 +1,79 @@
+"""The command line `v32`: finds the command and hands over. Each command is a module of `commands/`.
+
+A command's module has `add_arguments(parser)` and `run(arguments) -> exit code`; it is imported when it is called, so
+that `v32 --help` answers at once.
+
+    0  done, and for `run`: answered        2  wrong usage, or something that the user can put right
+    1  ended without an answer              130  interrupted
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "run": "answer one question",
+    "chat": "talk with the agent",
+    "eval": "run a suite of verifiable tasks",
+    "doctor": "say what this machine's sandboxes enforce",
+}
+EPILOG = "`v32 COMMAND --help` describes a command. Without --model, the small checkpoint that comes along is used."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; a failure with a known remedy is one line on standard error."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    name = _command(argv[:1])
+    module = importlib.import_module(f"v32.agent.commands.{name}")
+    parser = argparse.ArgumentParser(prog=f"v32 {name}", description=module.__doc__)
+    module.add_arguments(parser)
+    arguments = parser.parse_args(argv[1:])
+    try:
+        return int(module.run(arguments))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        _forget_output()
+        return 1
+    except _known_errors() as error:
+        print(f"v32 {name}: {error}", file=sys.stderr)
+        return 2
+
+
+def _command(argv: Sequence[str]) -> str:
+    parser = argparse.ArgumentParser(
+        prog="v32",
+        usage="v32 COMMAND [OPTION]...",
+        description="An agent runtime for DeepSeek-V3.2.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="")
+    for name, words in COMMANDS.items():
+        commands.add_parser(name, help=words, add_help=False)
+    return str(parser.parse_args(argv).command)
+
+
+def _known_errors() -> tuple[type[Exception], ...]:
+    """What is reported in one line, without a traceback. Imported only when something has gone wrong."""
+    from v32.agent.commands.errors import UsageError
+    from v32.agent.errors import AgentError
+    from v32.model_runtime.errors import ModelRuntimeError
+    from v32.sandboxes.errors import SandboxError
+    from v32.tools.errors import ToolsError
+
+    return UsageError, AgentError, ModelRuntimeError, SandboxError, ToolsError
+
+
+def _forget_output() -> None:
+    """The reader of our output has gone; Python must not try to flush it on its way out."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

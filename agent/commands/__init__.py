@@ -1,0 +1,1 @@
+"""The commands of `v32`, one module each."""

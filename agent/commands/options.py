@@ -1,0 +1,147 @@
+"""The options that commands share, and what they build: a model, sampling parameters, tools, an agent."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from v32.agent.commands.errors import UsageError
+
+if TYPE_CHECKING:
+    from v32.agent.agent import Agent
+    from v32.model_runtime.chat import ChatModel
+    from v32.model_runtime.generators.generator import SamplingParams
+    from v32.tools.tool import Tool
+
+DOCUMENT_TOOLS = ("search", "open_page", "find")
+CODE_TOOLS = ("python", "bash", "files")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", metavar="SRC", help="folder, repository in the Hugging Face cache, or server URL")
+    group.add_argument("--variant", default="auto", help="v3.2, speciale, exp or auto (default)")
+    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, … or auto (default)")
+    group.add_argument("--dtype", default="auto", help="float32, bfloat16, … or auto (default)")
+    group.add_argument("--chat-mode", action="store_true", help="answer without thinking")
+    group.add_argument("--no-grammar", action="store_true", help="do not hold calls to the grammar of the tools")
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--seed", type=int, help="the same seed gives the same run")
+    group.add_argument("--temperature", type=float, help="0 is greedy; the model card recommends 1.0 (default)")
+    group.add_argument("--top-p", type=float, help="the model card recommends 0.95 (default)")
+    group.add_argument("--max-new-tokens", type=int, metavar="N", help="bound of one completion")
+
+
+def add_agent_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("agent")
+    group.add_argument("--tools", default="", metavar="A,B", help=f"of {', '.join(DOCUMENT_TOOLS + CODE_TOOLS)}")
+    group.add_argument("--docs", metavar="DIR", help="the documents that search, open_page and find work on")
+    group.add_argument("--topn", type=int, default=5, metavar="N", help="hits of a search (default 5)")
+    group.add_argument("--instructions", metavar="TEXT", help="system message")
+    group.add_argument("--tool-choice", default="auto", metavar="C", help="auto, none, required, or a tool's name")
+    group.add_argument("--context", default="discard-75%", metavar="S", help="discard-75%%, discard-all, summary, none")
+    group.add_argument("--max-turns", type=int, default=64, metavar="N", help="completions of one run (default 64)")
+    group.add_argument("--max-tokens", type=int, metavar="N", help="tokens produced in one run")
+    group.add_argument("--max-tool-calls", type=int, metavar="N", help="calls of one run")
+    group.add_argument("--max-seconds", type=float, metavar="S", help="seconds of one run")
+
+
+def load(arguments: argparse.Namespace) -> ChatModel:
+    from v32.model_runtime import load_model
+
+    return load_model(
+        arguments.model,
+        variant=arguments.variant,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        thinking_mode="chat" if arguments.chat_mode else "thinking",
+        grammar=not arguments.no_grammar,
+    )
+
+
+def sampling_params(arguments: argparse.Namespace) -> SamplingParams | None:
+    """None if nothing was asked for: the model's own defaults hold."""
+    asked = {
+        name: value
+        for name in ("seed", "temperature", "top_p", "max_new_tokens")
+        if (value := getattr(arguments, name)) is not None
+    }
+    if not asked:
+        return None
+    from v32.model_runtime.generators.generator import SamplingParams
+
+    return _checked(SamplingParams, **asked)
+
+
+def build_agent(arguments: argparse.Namespace, *, journal: str | None = None) -> Agent:
+    from v32.agent.agent import Agent
+    from v32.agent.context import ContextPolicy
+    from v32.agent.limits import Limits
+
+    limits = _checked(
+        Limits,
+        turns=arguments.max_turns,
+        tokens=arguments.max_tokens,
+        tool_calls=arguments.max_tool_calls,
+        seconds=arguments.max_seconds,
+    )
+    context = _checked(ContextPolicy, strategy=arguments.context)
+    params = sampling_params(arguments)
+    tools = build_tools(arguments)
+    return _checked(
+        Agent,
+        model=load(arguments),
+        tools=tools,
+        instructions=arguments.instructions,
+        limits=limits,
+        context=context,
+        journal=journal,
+        tool_choice=arguments.tool_choice,
+        params=params,
+    )
+
+
+def build_tools(arguments: argparse.Namespace) -> list[Tool]:
+    """The tools of `--tools`, in the order given there."""
+    names = [name.strip() for name in arguments.tools.split(",") if name.strip()]
+    unknown = [name for name in names if name not in DOCUMENT_TOOLS + CODE_TOOLS]
+    if unknown:
+        known = ", ".join(DOCUMENT_TOOLS + CODE_TOOLS)
+        raise UsageError(f"--tools: unknown tool {unknown[0]!r}; known: {known}")
+    offered: dict[str, list[Tool]] = {}
+    if set(names) & set(DOCUMENT_TOOLS):
+        offered |= _document_tools(arguments.docs, arguments.topn)
+    if set(names) & set(CODE_TOOLS):
+        offered |= _code_tools()
+    return [tool for name in dict.fromkeys(names) for tool in offered[name]]
+
+
+def _document_tools(docs: str | None, topn: int) -> dict[str, list[Tool]]:
+    from v32.tools import LocalIndex, find_tool, open_page_tool, search_tool
+
+    if docs is None:
+        raise UsageError("--tools: search, open_page and find need --docs DIR, a folder of .md, .txt or .jsonl files")
+    if not Path(docs).is_dir():
+        raise UsageError(f"--docs: {docs} is no folder")
+    index = LocalIndex.from_folder(docs)
+    return {"search": [search_tool(index, topn=topn)], "open_page": [open_page_tool(index)], "find": [find_tool(index)]}
+
+
+def _code_tools() -> dict[str, list[Tool]]:
+    from v32.sandboxes.sandbox import SandboxPolicy
+    from v32.tools import CodeSession, bash_tool, files_tools, python_tool
+
+    session = CodeSession(SandboxPolicy())
+    return {"python": [python_tool(session)], "bash": [bash_tool(session)], "files": files_tools(session)}
+
+
+def _checked(make: Any, **options: Any) -> Any:
+    """`make(**options)`; a `ValueError`, which its options caused, as a `UsageError`."""
+    try:
+        return make(**options)
+    except ValueError as error:
+        raise UsageError(str(error)) from error

@@ -1,0 +1,62 @@
+"""What stands before the first message of a session: instructions, role, offered tools; and how a journal keeps it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from v32.agent.errors import JournalError
+from v32.model_runtime.messages import ToolSpec
+
+if TYPE_CHECKING:
+    from v32.agent.agent import Agent
+    from v32.model_runtime.chat import ChatModel
+    from v32.model_runtime.transcript import Transcript
+
+Role = Literal["system", "developer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prelude:
+    """Fixed for the life of a session: what the model was told at its start."""
+
+    instructions: str | None = None
+    role: Role = "system"
+    tools: tuple[ToolSpec, ...] = ()
+
+    @property
+    def tool_names(self) -> tuple[str, ...]:
+        return tuple(tool.name for tool in self.tools)
+
+    def start_transcript(self, model: ChatModel) -> Transcript:
+        return model.start_transcript(instructions=self.instructions, tools=self.tools, role=self.role)
+
+    def to_header(self, model: ChatModel) -> dict[str, Any]:
+        """The fields of a journal's header that let another process start the same session."""
+        return {
+            "instructions": self.instructions,
+            "role": self.role,
+            "tools": [tool.to_openai()["function"] for tool in self.tools],
+            "model": model.describe(),
+        }
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, Any], agent: Agent, path: str | os.PathLike[str]) -> Prelude:
+        """The prelude of a journal; `JournalError` if this agent cannot go on with it."""
+        _check_model(header["model"], agent.model.describe(), path)
+        prelude = cls(header["instructions"], header["role"], tuple(ToolSpec(**tool) for tool in header["tools"]))
+        missing = [name for name in prelude.tool_names if name not in agent.prelude.tool_names]
+        if missing:
+            raise JournalError(f"{path} was written with tools that are missing here: {', '.join(missing)}; pass them")
+        return prelude
+
+
+def _check_model(then: Mapping[str, Any], now: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    for part in ("tokenizer", "fingerprint"):
+        if then.get(part) != now.get(part):
+            raise JournalError(
+                f"{path} was written with another model ({part} {then.get(part)!r}, here {now.get(part)!r}); "
+                "load the model that it names in its first line"
+            )

@@ -1,0 +1,84 @@
+"""Events as JSON objects and back: one form for the journal and for `--json`. No files here.
+
+`{"type": "user_said", "text": "…"}`: the type is the event's name in snake case, the rest are its fields.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from v32.agent.events import (
+    CallResult,
+    Completed,
+    Durable,
+    Event,
+    Rebased,
+    Stopped,
+    ToolFinished,
+    ToolsReturned,
+    ToolStarted,
+    UserSaid,
+)
+from v32.agent.limits import StopReason
+from v32.model_runtime.messages import Completion, MalformedToolCall, ParsedCompletion, ToolCall, Usage
+
+Record = dict[str, Any]
+
+
+def to_record(event: Event) -> Record:
+    """The JSON object of any event, durable or passing."""
+    kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(event).__name__).lower()
+    fields = asdict(event)
+    # A completion and a result are the event: their fields stand at the top, beside the type.
+    for wrapped in ("completion", "result"):
+        fields |= fields.pop(wrapped, {})
+    return {"type": kind, **fields}
+
+
+def to_line(record: Mapping[str, Any]) -> str:
+    """One line of JSON without the newline; what JSON cannot hold (a tool's private data) goes in as its repr."""
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":"), default=repr)
+
+
+def from_record(record: Mapping[str, Any]) -> Durable:
+    """The durable event of a record; `KeyError`, `TypeError` or `ValueError` if it is none."""
+    return _READERS[record["type"]](record)
+
+
+def _completed(record: Mapping[str, Any]) -> Completed:
+    parsed = dict(record["parsed"])
+    parsed["tool_calls"] = [ToolCall(**call) for call in parsed["tool_calls"]]
+    parsed["malformed"] = [MalformedToolCall(**call) for call in parsed["malformed"]]
+    logprobs = record["logprobs"]
+    completion = Completion(
+        token_ids=tuple(record["token_ids"]),
+        parsed=ParsedCompletion(**parsed),
+        finish_reason=record["finish_reason"],
+        usage=Usage(**record["usage"]),
+        logprobs=None if logprobs is None else tuple(logprobs),
+    )
+    return Completed(completion)
+
+
+def _call_result(record: Mapping[str, Any]) -> CallResult:
+    return CallResult(**{name: record[name] for name in CallResult.__dataclass_fields__})
+
+
+def _rebased(record: Mapping[str, Any]) -> Rebased:
+    fields = {name: record[name] for name in Rebased.__dataclass_fields__}
+    return Rebased(**fields | {"kept": tuple(fields["kept"]), "usage": Usage(**fields["usage"])})
+
+
+_READERS: dict[str, Callable[[Mapping[str, Any]], Durable]] = {
+    "user_said": lambda record: UserSaid(record["text"], record["note"]),
+    "completed": _completed,
+    "tool_started": lambda record: ToolStarted(record["call_id"], record["name"], record["arguments"]),
+    "tool_finished": lambda record: ToolFinished(_call_result(record)),
+    "tools_returned": lambda record: ToolsReturned(tuple(map(_call_result, record["results"])), record["seconds"]),
+    "rebased": _rebased,
+    "stopped": lambda record: Stopped(StopReason(record["reason"]), record["detail"]),
+}
