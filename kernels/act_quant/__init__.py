@@ -18,6 +18,11 @@ def act_quant(x: Tensor, *, block: int = BLOCK, ue8m0: bool = True) -> tuple[Ten
     return reference.act_quant(x, block, ue8m0)
 
 
+def act_round(x: Tensor, *, block: int = BLOCK, ue8m0: bool = True) -> Tensor:
+    """x as it comes back from `act_quant`, in the dtype of x; exact in bfloat16 with `ue8m0`."""
+    return act_dequant(*act_quant(x, block=block, ue8m0=ue8m0), block=block).to(x.dtype)
+
+
 def act_dequant(codes: Tensor, scales: Tensor, *, block: int = BLOCK) -> Tensor:
     """codes * scale in float32, [..., D]."""
     return reference.act_dequant(codes, scales, block)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from v32.kernels.fp8_gemm import reference
 
 BLOCK = 128
+ActScaleFormat = Literal["ue8m0", "float32"]
+"""How activations are quantised, see `act_quant`: power-of-two scales, or scales as they come."""
 
 
-def fp8_gemm(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+def fp8_gemm(x: Tensor, weight: Tensor, scale: Tensor, act_scale_fmt: ActScaleFormat | None = None) -> Tensor:
     """y = x Wᵀ with W[i, j] = weight[i, j] * scale[i // 128, j // 128].
 
     x [..., K] float; weight [N, K] float8_e4m3fn; scale float32 [ceil(N/128), ceil(K/128)]; y [..., N] in the dtype
-    of x. Activations are not quantised here (weight-only); see `act_quant` for the published 8-bit form.
+    of x. With `act_scale_fmt` x is quantised first, in blocks of 128 along K, and the product summed in float32, as
+    the published FP8 kernels do; without, only the weight is 8-bit.
     """
     check_block_scales(weight, scale)
-    return reference.fp8_gemm(x, weight, scale)
+    return reference.fp8_gemm(x, weight, scale, act_scale_fmt)
 
 
 def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from v32.kernels.act_quant.reference import act_dequant, act_quant
+
 BLOCK = 128
 
 
@@ -15,5 +17,8 @@ def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return (weight.float() * spread).to(dtype)
 
 
-def fp8_gemm(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    return F.linear(x, dequantize(weight, scale, x.dtype))
+def fp8_gemm(x: Tensor, weight: Tensor, scale: Tensor, act_scale_fmt: str | None = None) -> Tensor:
+    if act_scale_fmt is None:
+        return F.linear(x, dequantize(weight, scale, x.dtype))
+    rounded = act_dequant(*act_quant(x, BLOCK, act_scale_fmt == "ue8m0"), BLOCK)
+    return F.linear(rounded, dequantize(weight, scale, torch.float32)).to(x.dtype)

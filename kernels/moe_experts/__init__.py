@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from v32.kernels.fp8_gemm import ActScaleFormat
 from v32.kernels.moe_experts import reference
 
 
@@ -21,9 +22,16 @@ class ExpertWeights(NamedTuple):
     down_scale: Tensor | None = None
 
 
-def moe_experts(x: Tensor, indices: Tensor, weights: Tensor, experts: Sequence[ExpertWeights]) -> Tensor:
+def moe_experts(
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    experts: Sequence[ExpertWeights],
+    act_scale_fmt: ActScaleFormat | None = None,
+) -> Tensor:
     """y[t] = Σ_k weights[t, k] * expert_{indices[t, k]}(x[t]), summed in float32.
 
-    x [T, D], indices int64 [T, K], weights float32 [T, K] -> float32 [T, D].
+    x [T, D], indices int64 [T, K], weights float32 [T, K] -> float32 [T, D]. With `act_scale_fmt` the inputs of FP8
+    weights are quantised, see `fp8_gemm`.
     """
-    return reference.moe_experts(x, indices, weights, experts)
+    return reference.moe_experts(x, indices, weights, experts, act_scale_fmt)

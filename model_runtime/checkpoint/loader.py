@@ -26,7 +26,7 @@ from v32.model_runtime.checkpoint.manifest import MANIFEST_FILE, Manifest
 from v32.model_runtime.config import DeepseekV32Config
 from v32.model_runtime.errors import CheckpointError
 from v32.model_runtime.model.linear import Linear
-from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
+from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM, Numerics
 
 Progress = Callable[[int, int], None]
 """Called with the bytes loaded so far and in all."""
@@ -48,6 +48,7 @@ def load_checkpoint(
     dtype: torch.dtype | None = None,
     dequantize: bool | Literal["auto"] = "auto",
     mtp: bool | Literal["auto"] = False,
+    numerics: Numerics = "float",
     verify: bool = True,
     progress: Progress | None = None,
 ) -> DeepseekV32ForCausalLM:
@@ -55,20 +56,22 @@ def load_checkpoint(
 
     `dtype` of activations and of weights that are not FP8: float32 on a CPU, else bfloat16, unless given. FP8 weights
     stay FP8, or become `dtype` with `dequantize`; "auto" does that on a CPU when it takes at most half of the memory.
-    `mtp` loads the draft layers behind the last one ("auto": if there are any). `verify` looks for NaN and for scales
-    that are not positive; it reads every byte.
+    `mtp` loads the draft layers behind the last one ("auto": if there are any). `numerics`: see `set_numerics`.
+    `verify` looks for NaN and for scales that are not positive; it reads every byte.
     """
     folder, device = Path(folder), torch.device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     if dtype not in FLOATS:
         raise ValueError(f"dtype is {dtype}; choose float32, bfloat16 or float16")
+    if numerics == "deepseek" and dequantize is True:
+        raise ValueError("numerics='deepseek' multiplies FP8 by FP8; leave the weights FP8 (dequantize=False)")
     config = DeepseekV32Config.from_dir(folder)
     index = CheckpointIndex.from_dir(folder)
     _check_manifest(folder, index)
     model = _model_without_memory(config, with_mtp=_has_mtp(config, index) if mtp == "auto" else mtp)
     slots = list(_slots(model, index))
     if dequantize == "auto":
-        dequantize = device.type == "cpu" and _fits(slots, dtype)
+        dequantize = device.type == "cpu" and numerics == "float" and _fits(slots, dtype)
     filler = _Filler(index, device, dtype, dequantize, verify)
     done, total = 0, sum(slot.num_bytes for slot in slots)
     for slot in slots:
@@ -77,6 +80,7 @@ def load_checkpoint(
         if progress:
             progress(done, total)
     _share(model)
+    model.set_numerics(numerics)
     return model.requires_grad_(False).eval()
 
 

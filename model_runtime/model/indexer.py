@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from v32.kernels.act_quant import act_round
+from v32.kernels.hadamard import hadamard
 from v32.kernels.rope import rope
 from v32.model_runtime.config import DeepseekV32Config
 from v32.model_runtime.model.linear import Linear
@@ -19,6 +21,8 @@ class Indexer(nn.Module):
         super().__init__()
         self.heads, self.head_dim = config.index_n_heads, config.index_head_dim
         self.rope_dim, self.interleaved = config.qk_rope_head_dim, config.indexer_rope_interleave
+        self.rounds_heads = False
+        """Pass queries and keys through Hadamard and FP8, as DeepSeek's reference does."""
         self.wq_b = Linear(config.q_lora_rank, self.heads * self.head_dim)
         self.wk = Linear(config.hidden_size, self.head_dim)
         self.k_norm = LayerNorm(self.head_dim)
@@ -36,4 +40,5 @@ class Indexer(nn.Module):
 
     def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         rotary, rest = x.split((self.rope_dim, self.head_dim - self.rope_dim), -1)
-        return torch.cat((rope(rotary, cos, sin, interleaved=self.interleaved), rest), -1)
+        x = torch.cat((rope(rotary, cos, sin, interleaved=self.interleaved), rest), -1)
+        return act_round(hadamard(x)) if self.rounds_heads else x

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from v32.kernels.fp8_gemm import dequantize, fp8_gemm
+from v32.kernels.fp8_gemm import ActScaleFormat, dequantize, fp8_gemm
 
 
 class Linear(nn.Module):
@@ -17,11 +17,13 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.weight_scale_inv: nn.Parameter | None
         self.register_parameter("weight_scale_inv", None)
+        self.act_scale_fmt: ActScaleFormat | None = None
+        """Set: inputs of an FP8 weight are quantised too, as DeepSeek's kernels do."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.weight_scale_inv is None:
             return F.linear(x, self.weight)
-        return fp8_gemm(x, self.weight, self.weight_scale_inv)
+        return fp8_gemm(x, self.weight, self.weight_scale_inv, self.act_scale_fmt)
 
     def float_weight(self, dtype: torch.dtype) -> Tensor:
         """The weight as float [out, in]: itself, or dequantised."""

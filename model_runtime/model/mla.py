@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from v32.kernels.act_quant import act_round
 from v32.kernels.rope import rope
 from v32.model_runtime.config import DeepseekV32Config
 from v32.model_runtime.model.attention import Attention, AttentionInputs
@@ -29,6 +30,8 @@ class MLA(nn.Module):
         self.kv_b_proj = Linear(config.kv_lora_rank, self.heads * (self.nope_dim + self.v_dim))
         self.o_proj = Linear(self.heads * self.v_dim, config.hidden_size)
         self.indexer = Indexer(config)
+        self.rounds_latent = False
+        """Pass the latent through FP8 and back before it is used or cached, as DeepSeek's reference does."""
         self._absorbed: Tensor | None = None
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
@@ -41,11 +44,12 @@ class MLA(nn.Module):
         q = self.q_b_proj(q_latent).unflatten(-1, (self.heads, -1))
         q_nope, q_pe = q.split((self.nope_dim, self.rope_dim), -1)
         latent, k_pe = self.kv_a_proj_with_mqa(x).split((self.kv_lora_rank, self.rope_dim), -1)
+        latent = self.kv_a_layernorm(latent)
         index_q, index_weights = self.indexer.queries(x, q_latent, cos, sin) if with_index_queries else (None, None)
         return AttentionInputs(
             q_nope,
             rope(q_pe, cos, sin, interleaved=True),
-            self.kv_a_layernorm(latent),
+            act_round(latent) if self.rounds_latent else latent,
             rope(k_pe, cos, sin, interleaved=True),
             index_q,
             self.indexer.keys(x, cos, sin),

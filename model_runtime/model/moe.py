@@ -71,4 +71,5 @@ class MoE(nn.Module):
         weights, indices = self.gate(x)
         self.last_routing = indices
         experts = [cast(MLP, expert).expert_weights() for expert in self.experts]
-        return (moe_experts(x, indices, weights, experts) + self.shared_experts(x).float()).to(x.dtype)
+        fmt = self.shared_experts.gate_proj.act_scale_fmt
+        return (moe_experts(x, indices, weights, experts, fmt) + self.shared_experts(x).float()).to(x.dtype)

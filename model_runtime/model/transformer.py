@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from v32.kernels.fp8_gemm import ActScaleFormat
 from v32.model_runtime.config import DeepseekV32Config
 from v32.model_runtime.model.attention import Attention
+from v32.model_runtime.model.indexer import Indexer
 from v32.model_runtime.model.layer import DecoderLayer
 from v32.model_runtime.model.linear import Linear
+from v32.model_runtime.model.mla import MLA
 from v32.model_runtime.model.mtp import MTPLayer
 from v32.model_runtime.model.norm import RMSNorm
 from v32.model_runtime.model.rotary import inverse_frequencies, rotary_angles
+
+Numerics = Literal["float", "deepseek"]
+"""`float`: activations keep their dtype. `deepseek`: they are rounded to FP8 wherever DeepSeek's reference does so."""
 
 
 class DeepseekV32Model(nn.Module):
@@ -64,6 +70,25 @@ class DeepseekV32ForCausalLM(nn.Module):
         """hidden [M, D] -> float32 [M, vocab_size]."""
         weight = self.lm_head.float_weight(torch.float32) if hidden.dtype != torch.float32 else self.lm_head.weight
         return torch.nn.functional.linear(hidden.float(), weight)
+
+    def set_numerics(self, numerics: Numerics) -> None:
+        """Choose how activations are rounded.
+
+        `deepseek` quantises the inputs of FP8 weights in blocks of 128, passes the KV latent through FP8 and back, and
+        the index queries and keys through a Hadamard transform and FP8. Weights are not touched.
+        """
+        size = self.config.index_head_dim
+        if numerics == "deepseek" and size & (size - 1):
+            raise ValueError(f"numerics='deepseek' needs an index_head_dim that is a power of two, not {size}")
+        rounds = numerics == "deepseek"
+        scale_fmt: ActScaleFormat = "ue8m0" if self.config.scale_fmt == "ue8m0" else "float32"
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.act_scale_fmt = scale_fmt if rounds else None
+            elif isinstance(module, MLA):
+                module.rounds_latent = rounds
+            elif isinstance(module, Indexer):
+                module.rounds_heads = rounds
 
     @property
     def mtp_layers(self) -> list[MTPLayer]:
