@@ -1,0 +1,210 @@
+"""Attention over the paged cache, for a batch that mixes decoding sequences with chunks of prompts.
+
+Every layer first stores its new latents, rotary keys and index keys, then attends:
+
+    decode     few new tokens a sequence: the absorbed form over gathered rows, all sequences in one call
+    prefill    many new tokens of one sequence: dense while all is visible to all, else what the indexer selects;
+               in the expanded or in the absorbed form, whichever costs less
+
+No matrix is ever larger than (new tokens) x (visible tokens); decoding has none of that size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from v32.kernels.dense_mla import dense_mla, expanded_mla
+from v32.kernels.index_score import index_score
+from v32.kernels.sparse_mla import sparse_mla
+from v32.kernels.topk_select import topk_select
+from v32.model_runtime.cache.block_table import BlockTable
+from v32.model_runtime.cache.pages import LayerCache, PagePool
+from v32.model_runtime.model.attention import AttentionInputs
+from v32.model_runtime.model.mla import MLA
+
+DECODE_TOKENS = 8
+"""A sequence with up to so many new tokens decodes: its rows are gathered one by one."""
+GATHER_COST = 2.0
+"""What a multiplication with gathered keys costs, in multiplications of a dense product."""
+BLOCK_ELEMENTS = 1 << 24
+"""Scores and gathered keys are made for so many queries at a time that they have about this many elements."""
+
+
+class Segment(NamedTuple):
+    """New tokens of one sequence, at the positions start..start+num_tokens-1; the table has room for them."""
+
+    table: BlockTable
+    start: int
+    num_tokens: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.num_tokens
+
+    @property
+    def is_decode(self) -> bool:
+        return self.num_tokens <= DECODE_TOKENS
+
+
+class PagedAttention:
+    """The `Attention` of one batch; the batch's rows are the segments' tokens, decoding segments first."""
+
+    def __init__(self, pool: PagePool, segments: Sequence[Segment], index_topk: int) -> None:
+        self.pool = pool
+        self.needs_index_queries = max(segment.end for segment in segments) > index_topk
+        self._slot_mapping = torch.cat([s.table.slots(s.start, s.end) for s in segments])
+        decoding = [segment for segment in segments if segment.is_decode]
+        assert decoding == list(segments[: len(decoding)]), "decoding segments stand first"
+        self._parts: list[_Decode | _Prefill] = [_Decode(decoding, index_topk)] if decoding else []
+        row = sum(segment.num_tokens for segment in decoding)
+        for segment in segments[len(decoding) :]:
+            for span in _split_at(segment, index_topk):
+                self._parts.append(_Prefill(span, row, index_topk))
+                row += span.num_tokens
+
+    def __call__(self, layer_idx: int, mla: MLA, inputs: AttentionInputs) -> Tensor:
+        cache = self.pool.layers[layer_idx]
+        record = torch.cat((inputs.latent, inputs.k_pe), -1)
+        cache.records.index_copy_(0, self._slot_mapping, record.to(cache.records.dtype))
+        cache.index_keys.index_copy_(0, self._slot_mapping, inputs.index_k.to(cache.index_keys.dtype))
+        if len(self._parts) == 1:
+            return self._parts[0].attend(cache, mla, inputs)
+        return torch.cat([part.attend(cache, mla, _take(inputs, part.rows)) for part in self._parts])
+
+
+class _Decode:
+    """Rows of all decoding sequences; each row gathers its own selected slots."""
+
+    def __init__(self, segments: Sequence[Segment], index_topk: int) -> None:
+        self.index_topk = index_topk
+        ends = [position + 1 for segment in segments for position in range(segment.start, segment.end)]
+        self.rows = slice(0, len(ends))
+        slots = segments[0].table.slots(0, 0)
+        self._slots = slots.new_full((len(ends), min(max(ends), index_topk)), -1)  # what short rows see: everything
+        self._scored: list[_Scored] = []
+        row = 0
+        for segment in segments:
+            for end in range(segment.start + 1, segment.end + 1):
+                if end <= index_topk:
+                    self._slots[row, :end] = segment.table.slots(0, end)
+                row += 1
+            if segment.end > index_topk:
+                first = row - min(segment.num_tokens, segment.end - index_topk)
+                self._scored.append(_Scored(segment, slice(first, row)))
+
+    def attend(self, cache: LayerCache, mla: MLA, inputs: AttentionInputs) -> Tensor:
+        for scored in self._scored:
+            self._slots[scored.rows] = scored.select(cache, inputs, self.index_topk)
+        q_latent = _absorb(inputs.q_nope, mla)
+        latent, k_pe, indices = _as_dtype(cache, self._slots, q_latent.dtype)
+        return _unabsorb(sparse_mla(q_latent, inputs.q_pe, latent, k_pe, indices, mla.scale), mla)
+
+
+class _Scored:
+    """Consecutive rows of one sequence that see more than index_topk positions."""
+
+    def __init__(self, segment: Segment, rows: slice) -> None:
+        self.rows = rows
+        self.slots = segment.table.slots(0, segment.end)
+        self._keys = segment.table.rows(segment.end)
+        first = segment.end - (rows.stop - rows.start)
+        self._visible = torch.arange(first + 1, segment.end + 1, device=self.slots.device)
+
+    def select(self, cache: LayerCache, inputs: AttentionInputs, index_topk: int) -> Tensor:
+        """Slots of the positions that the indexer selects, [rows, index_topk]."""
+        assert inputs.index_q is not None
+        assert inputs.index_weights is not None
+        scores = index_score(inputs.index_q[self.rows], cache.index_keys[self._keys], inputs.index_weights[self.rows])
+        return self.slots[topk_select(scores, index_topk, self._visible)]
+
+
+class _Prefill:
+    """A chunk of one sequence; all its queries see at most index_topk positions, or all see more."""
+
+    def __init__(self, span: Segment, row: int, index_topk: int) -> None:
+        self.span = span
+        self.rows = slice(row, row + span.num_tokens)
+        self.index_topk = index_topk
+        self._keys = span.table.rows(span.end)
+        self._visible = torch.arange(span.start + 1, span.end + 1, device=span.table.slots(0, 0).device)
+
+    @property
+    def is_sparse(self) -> bool:
+        return self.span.end > self.index_topk
+
+    def attend(self, cache: LayerCache, mla: MLA, inputs: AttentionInputs) -> Tensor:
+        latent, k_pe = cache.records[self._keys].to(inputs.q_nope.dtype).split((mla.kv_lora_rank, mla.rope_dim), -1)
+        expanded = mla.expand(latent) if self._is_cheaper_expanded(mla) else None
+        outputs = []
+        for block in self._blocks(inputs, mla):
+            visible = self._visible[block]
+            part = _take(inputs, block)
+            indices = self._select(cache, part, visible) if self.is_sparse else None
+            if expanded is not None:
+                out = expanded_mla(part.q_nope, part.q_pe, expanded[0], k_pe, expanded[1], visible, mla.scale, indices)
+            elif indices is not None:
+                out = _unabsorb(sparse_mla(_absorb(part.q_nope, mla), part.q_pe, latent, k_pe, indices, mla.scale), mla)
+            else:
+                out = _unabsorb(dense_mla(_absorb(part.q_nope, mla), part.q_pe, latent, k_pe, visible, mla.scale), mla)
+            outputs.append(out)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _select(self, cache: LayerCache, inputs: AttentionInputs, visible: Tensor) -> Tensor:
+        assert inputs.index_q is not None
+        assert inputs.index_weights is not None
+        scores = index_score(inputs.index_q, cache.index_keys[self._keys], inputs.index_weights)
+        return topk_select(scores, self.index_topk, visible)
+
+    def _is_cheaper_expanded(self, mla: MLA) -> bool:
+        """Compare multiplications a head: expanding all keys once, or absorbing every query."""
+        queries, keys, heads_width = self.span.num_tokens, self.span.end, mla.nope_dim + mla.v_dim
+        seen = self.index_topk * GATHER_COST if self.is_sparse else keys
+        expanded = keys * heads_width * mla.kv_lora_rank + queries * keys * (heads_width + mla.rope_dim)
+        absorbed = queries * heads_width * mla.kv_lora_rank + queries * seen * (2 * mla.kv_lora_rank + mla.rope_dim)
+        return expanded <= absorbed
+
+    def _blocks(self, inputs: AttentionInputs, mla: MLA) -> Iterator[slice]:
+        """Slices of the queries, so that no intermediate grows beyond BLOCK_ELEMENTS."""
+        a_query = self.span.end * mla.heads
+        if inputs.index_q is not None and self.is_sparse:
+            a_query = max(a_query, self.span.end * inputs.index_q.shape[1], self.index_topk * mla.kv_lora_rank)
+        step = max(BLOCK_ELEMENTS // a_query, 1)
+        for start in range(0, self.span.num_tokens, step):
+            yield slice(start, min(start + step, self.span.num_tokens))
+
+
+def _split_at(segment: Segment, index_topk: int) -> list[Segment]:
+    """The part of a segment whose queries see at most index_topk positions, and the rest."""
+    if segment.start < index_topk < segment.end:
+        dense = index_topk - segment.start
+        rest = Segment(segment.table, index_topk, segment.num_tokens - dense)
+        return [Segment(segment.table, segment.start, dense), rest]
+    return [segment]
+
+
+def _take(inputs: AttentionInputs, rows: slice) -> AttentionInputs:
+    return AttentionInputs._make(None if tensor is None else tensor[rows] for tensor in inputs)
+
+
+def _absorb(q_nope: Tensor, mla: MLA) -> Tensor:
+    """Queries in the latent space: [T, H, nope] -> [T, H, C]."""
+    return torch.bmm(q_nope.transpose(0, 1), mla.w_uk).transpose(0, 1)
+
+
+def _unabsorb(out: Tensor, mla: MLA) -> Tensor:
+    """Values of attended latents: [T, H, C] -> [T, H, v]."""
+    return torch.bmm(out.transpose(0, 1), mla.w_uv.transpose(1, 2)).transpose(0, 1)
+
+
+def _as_dtype(cache: LayerCache, slots: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """latent, k_pe and indices into them; a cache of another dtype is gathered first and converted."""
+    if cache.records.dtype == dtype:
+        return cache.latent, cache.k_pe, slots
+    gathered = cache.records[slots.clamp_min(0).flatten()].to(dtype)
+    latent, k_pe = gathered.split((cache.latent.shape[1], cache.k_pe.shape[1]), -1)
+    indices = torch.arange(slots.numel(), device=slots.device).view_as(slots)
+    return latent, k_pe, indices.masked_fill(slots < 0, -1)

@@ -1,0 +1,239 @@
+"""The model in this process as a `TokenGenerator`: one thread steps the engine, tasks of any event loop listen.
+
+    task ── add, cancel ──▶ inbox ──▶ worker thread: engine.step() ──▶ mailbox ──▶ task
+
+The thread starts with the first generation, sleeps while there is nothing to do and ends with the generator. Only
+the thread touches the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+
+from v32.model_runtime.engine import Engine
+from v32.model_runtime.engine import Sequence as EngineSequence
+from v32.model_runtime.engine.sequence import Event
+from v32.model_runtime.errors import GeneratorError
+from v32.model_runtime.generators.generator import Finished, SamplingParams, Token, TokenConstraint
+
+
+class LocalGenerator:
+    """Generates with an engine that it owns; usable from several event loops and threads at once."""
+
+    def __init__(self, engine: Engine, *, name: str = "v32", fingerprint: str | None = None) -> None:
+        self._max_context = engine.max_context
+        self._check_prompt = engine.check_prompt
+        weight = engine.model.model.embed_tokens.weight
+        self._description = {
+            "generator": "local",
+            "name": name,
+            "fingerprint": fingerprint,
+            "dtype": str(weight.dtype).removeprefix("torch."),
+            "kv_dtype": str(engine.pool.layout.dtype).removeprefix("torch."),
+            "device": str(weight.device),
+            "max_context": engine.max_context,
+        }
+        self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
+        self._worker = threading.Thread(target=_Worker(engine, self._inbox).run, name="v32-engine", daemon=True)
+        self._lock = threading.Lock()
+        self._close = weakref.finalize(self, self._inbox.put, _Stop())
+
+    @property
+    def max_context(self) -> int:
+        return self._max_context
+
+    async def generate(
+        self, prompt_ids: Sequence[int], params: SamplingParams, constraint: TokenConstraint | None = None
+    ) -> AsyncIterator[Token | Finished]:
+        """Tokens as they come; leaving the iterator early cancels the sequence. Engine failures: GeneratorError."""
+        self._check_prompt(prompt_ids)
+        mailbox = _Mailbox()
+        self._send(_Add(list(prompt_ids), params, constraint, mailbox))
+        try:
+            while not mailbox.is_done:
+                for event in await mailbox.receive():
+                    yield event
+        finally:
+            if not mailbox.is_done:
+                self._inbox.put(_Cancel(mailbox))
+
+    async def aclose(self) -> None:
+        """Cancel what is running, end the thread, release the model."""
+        with self._lock:
+            self._close()
+            if self._worker.ident is None:
+                self._worker.start()  # it releases the engine
+        await anyio.to_thread.run_sync(self._worker.join)
+
+    def describe(self) -> dict[str, Any]:
+        return dict(self._description)
+
+    def _send(self, command: _Add) -> None:
+        with self._lock:
+            is_dead = self._worker.ident is not None and not self._worker.is_alive()
+            if is_dead or not self._close.alive:
+                raise RuntimeError("the generator is closed; load the model again")
+            if self._worker.ident is None:
+                self._worker.start()
+            self._inbox.put(command)
+
+
+class _Mailbox:
+    """What the worker has for one task. `post` is called by the worker, `receive` by the task."""
+
+    def __init__(self) -> None:
+        self.is_done = False
+        """The last event or the error has been received."""
+        self._events: deque[Token | Finished | Exception] = deque()
+        self._wake_up = _loop_caller()
+        self._arrival = anyio.Event()
+        self._is_woken = False
+
+    def post(self, events: Sequence[Token | Finished | Exception]) -> None:
+        """Raises RuntimeError if the task's event loop is gone."""
+        self._events.extend(events)
+        if not self._is_woken:
+            self._is_woken = True
+            self._wake_up(self._ring)
+
+    async def receive(self) -> list[Token | Finished]:
+        """Everything new; raises what the worker posted."""
+        if self._events:
+            await anyio.lowlevel.checkpoint()
+        while not self._events:
+            # Lower the flag before looking: whatever is posted after the look rings again.
+            self._arrival = anyio.Event()
+            self._is_woken = False
+            if not self._events:
+                await self._arrival.wait()
+        received: list[Token | Finished] = []
+        while self._events:
+            event = self._events.popleft()
+            if isinstance(event, Exception):
+                self.is_done = True
+                raise event
+            self.is_done = isinstance(event, Finished)
+            received.append(event)
+        return received
+
+    def _ring(self) -> None:
+        self._arrival.set()
+
+
+@dataclass(frozen=True, slots=True)
+class _Add:
+    prompt_ids: list[int]
+    params: SamplingParams
+    constraint: TokenConstraint | None
+    mailbox: _Mailbox
+
+
+@dataclass(frozen=True, slots=True)
+class _Cancel:
+    mailbox: _Mailbox
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    pass
+
+
+_Command = _Add | _Cancel | _Stop
+
+
+class _Worker:
+    """The thread: takes commands between steps, sleeps in the inbox while no sequence lives."""
+
+    def __init__(self, engine: Engine, inbox: queue.SimpleQueue[_Command]) -> None:
+        self.engine = engine
+        self.inbox = inbox
+        self.mailboxes: dict[EngineSequence, _Mailbox] = {}
+        self.is_stopped = False
+
+    def run(self) -> None:
+        try:
+            self._serve()
+        finally:
+            self._fail_all(lambda: RuntimeError("the generator was closed while it generated"))
+            self.engine.close()
+
+    def _serve(self) -> None:
+        while not self.is_stopped:
+            self._obey(self.inbox.get())
+            while not self.is_stopped and self.engine.has_work:
+                self._step()
+                while not self.inbox.empty():
+                    self._obey(self.inbox.get())
+
+    def _obey(self, command: _Command) -> None:
+        match command:
+            case _Stop():
+                self.is_stopped = True
+            case _Cancel(mailbox):
+                for sequence in [s for s, owner in self.mailboxes.items() if owner is mailbox]:
+                    self.engine.cancel(sequence)
+            case _Add(prompt_ids, params, constraint, mailbox):
+                try:
+                    self.mailboxes[self.engine.add(prompt_ids, params, constraint)] = mailbox
+                except Exception as error:
+                    _post(mailbox, [error])
+
+    def _step(self) -> None:
+        try:
+            news = self.engine.step()
+        except Exception as error:
+            self._fail_all(partial(_engine_failure, error))
+            self.engine.abort()
+            return
+        by_sequence: dict[EngineSequence, list[Event]] = {}
+        for sequence, event in news:
+            by_sequence.setdefault(sequence, []).append(event)
+        for sequence, events in by_sequence.items():
+            is_heard = _post(self.mailboxes[sequence], events)
+            if sequence.is_finished:
+                del self.mailboxes[sequence]
+            elif not is_heard:
+                self.engine.cancel(sequence)
+
+    def _fail_all(self, make_error: Callable[[], Exception]) -> None:
+        """Each listener gets an exception of its own: it raises it in its own task."""
+        for mailbox in self.mailboxes.values():
+            _post(mailbox, [make_error()])
+        self.mailboxes.clear()
+
+
+def _engine_failure(cause: Exception) -> GeneratorError:
+    failure = GeneratorError(f"the engine failed: {type(cause).__name__}: {cause}")
+    failure.__cause__ = cause
+    return failure
+
+
+def _post(mailbox: _Mailbox, events: Sequence[Token | Finished | Exception]) -> bool:
+    """False if the listener's event loop has ended."""
+    try:
+        mailbox.post(events)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _loop_caller() -> Callable[[Callable[[], None]], object]:
+    """A function that has a callback run soon in the running event loop, from any thread; asyncio or trio."""
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_run():
+        run_sync_soon: Callable[[Callable[[], None]], object] = trio.lowlevel.current_trio_token().run_sync_soon
+        return run_sync_soon
+    return asyncio.get_running_loop().call_soon_threadsafe
