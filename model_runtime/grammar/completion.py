@@ -56,8 +56,8 @@ def completion_grammar(
     rules = Rules()
     block = _Block(rules, dialect, (dialect.dsml, CONTROL_CHARACTER, *forbidden))
     shapes = {tool.name: read_arguments(tool.name, tool.parameters) for tool in chosen}
-    thoughts = (dialect.dsml, CONTROL_CHARACTER, dialect.think_open, dialect.think_close, *forbidden)
-    text = rules.text("text", dict.fromkeys(thoughts))
+    markers = (CONTROL_CHARACTER, dialect.think_open, dialect.think_close, *misspelt_markers(dialect), *forbidden)
+    text = rules.text("text", dict.fromkeys(markers))
     calls = block.calls(shapes, several=parallel_calls and tool_choice in ("auto", "required")) if shapes else ""
     if not calls:
         answer = text
@@ -67,6 +67,12 @@ def completion_grammar(
         answer = calls
     root = f"{text} {think_close} {answer}" if thinking_mode == "thinking" else answer
     return CompletionGrammar(rules.render(root), {name: shape.loosened for name, shape in shapes.items()})
+
+
+def misspelt_markers(dialect: Dialect) -> list[str]:
+    """Halves of the marker, also as models misspell it: kept out of free text, they leave only the exact block."""
+    word = dialect.dsml.strip("｜")
+    return [half for name in (word, word.lower()) for bar in "｜|‖" for half in (f"{bar}{name}", f"{name}{bar}")]
 
 
 def choose(tools: Sequence[ToolSpec], tool_choice: ToolChoice) -> list[ToolSpec]:
