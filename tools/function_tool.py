@@ -47,6 +47,7 @@ class FunctionTool(Generic[P, R]):
         in_worker: bool | None = None,
         namespace: Mapping[str, Any] | None = None,
         holder: Any = None,
+        safe_to_retry: bool = False,
     ) -> None:
         """`namespace` resolves annotations that are strings; `holder` is what `aclose` of a toolset closes."""
         self.name: str = name or _name_of(function)
@@ -58,6 +59,7 @@ class FunctionTool(Generic[P, R]):
         self.function = function
         self.in_worker = _runs_in_worker(self.name, function, in_worker)
         self.holder = self if holder is None else holder
+        self.safe_to_retry = safe_to_retry
         functools.update_wrapper(self, function, updated=())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -89,6 +91,7 @@ class RawTool:
         *,
         timeout: float | None = None,
         in_worker: bool | None = None,
+        safe_to_retry: bool = False,
     ) -> None:
         self.name = name
         self.description = description
@@ -96,6 +99,7 @@ class RawTool:
         self.timeout = _checked_timeout(name, timeout)
         self.function = function
         self.in_worker = _runs_in_worker(name, function, in_worker)
+        self.safe_to_retry = safe_to_retry
 
     @property
     def stops(self) -> bool:
@@ -120,6 +124,7 @@ def tool(
     description: str | None = None,
     timeout: float | None = None,
     in_worker: bool | None = None,
+    safe_to_retry: bool = False,
 ) -> Callable[[Callable[P, R]], FunctionTool[P, R]]: ...
 
 
@@ -131,8 +136,12 @@ def tool(
     description: str | None = None,
     timeout: float | None = None,
     in_worker: bool | None = None,
+    safe_to_retry: bool = False,
 ) -> FunctionTool[P, R] | Callable[[Callable[P, R]], FunctionTool[P, R]]:
-    """Offer a typed function to the model; its docstring describes it. Raises `ToolDefinitionError`."""
+    """Offer a typed function to the model; its docstring describes it. Raises `ToolDefinitionError`.
+
+    `safe_to_retry`: running a call twice does no harm, so one that a crash interrupted may be run again.
+    """
     namespace = dict(sys._getframe(1).f_locals)
 
     def wrap(function: Callable[P, R]) -> FunctionTool[P, R]:
@@ -143,6 +152,7 @@ def tool(
             timeout=timeout,
             in_worker=in_worker,
             namespace=namespace,
+            safe_to_retry=safe_to_retry,
         )
 
     return wrap if function is None else wrap(function)
