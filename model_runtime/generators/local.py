@@ -29,6 +29,9 @@ from v32.model_runtime.engine.sequence import Event
 from v32.model_runtime.errors import GeneratorError
 from v32.model_runtime.generators.generator import Finished, SamplingParams, Token, TokenConstraint
 
+_LONG_BACKLOG = 32
+"""A listener that is so many events behind may be gone: its event loop is rung again to find out."""
+
 
 class LocalGenerator:
     """Generates with an engine that it owns; usable from several event loops and threads at once."""
@@ -105,7 +108,7 @@ class _Mailbox:
     def post(self, events: Sequence[Token | Finished | Exception]) -> None:
         """Raises RuntimeError if the task's event loop is gone."""
         self._events.extend(events)
-        if not self._is_woken:
+        if not self._is_woken or len(self._events) > _LONG_BACKLOG:
             self._is_woken = True
             self._wake_up(self._ring)
 
