@@ -49,7 +49,7 @@ def search_tool(
         hits = await _search(index, query, topn, highlight)
         return ToolOutput(format_hits(hits), data={"ids": [hit.id for hit in hits]})
 
-    return FunctionTool(search, description=description, timeout=timeout)
+    return FunctionTool(search, description=description, timeout=timeout, safe_to_retry=True)
 
 
 def open_page_tool(index: LocalIndex) -> Tool:
@@ -63,7 +63,7 @@ def open_page_tool(index: LocalIndex) -> Tool:
         page = await anyio.to_thread.run_sync(_page, index, id)
         return ToolOutput(page.view(start_line, num_lines), data={"id": page.id, "num_lines": len(page.lines)})
 
-    return FunctionTool(open_page, description="Read a document, line by line.")
+    return FunctionTool(open_page, description="Read a document, line by line.", safe_to_retry=True)
 
 
 def find_tool(index: LocalIndex) -> Tool:
@@ -76,7 +76,7 @@ def find_tool(index: LocalIndex) -> Tool:
         page = await anyio.to_thread.run_sync(_page, index, id)
         return ToolOutput(page.find(pattern), data={"id": page.id})
 
-    return FunctionTool(find, description="Find the lines of a document that contain a text.")
+    return FunctionTool(find, description="Find the lines of a document that contain a text.", safe_to_retry=True)
 
 
 def document_tools(index: LocalIndex, *, topn: int = 5) -> list[Tool]:
