@@ -1,0 +1,1 @@
+"""Verifiable tasks: synthetic worlds, questions about them, the right answers and how to reach them with tools."""

@@ -1,0 +1,66 @@
+"""Invented names and numbers, divided for good into a training part and a held-out part."""
+
+from __future__ import annotations
+
+import zlib
+from random import Random
+from typing import Literal
+
+Split = Literal["train", "held-out"]
+
+ONSETS = tuple("b br c ch d dr f fl g gr h j k kr l m n p pl pr qu r s sh sk st t th tr v vl w y z".split())  # noqa: SIM905
+VOWELS = tuple("a e i o u ae ai au ea ei ia io oa ou".split())  # noqa: SIM905
+VOWEL_WEIGHTS = [6] * 5 + [1] * 9
+CODAS = ["", "", "", "n", "r", "l", "s", "t", "k", "m", "nd", "rk", "st", "x", "th", "ng"]
+HELD_OUT_SHARE = 10
+"""One of so many names, numbers and phrasings is never used in training."""
+
+
+def is_held_out(*parts: object) -> bool:
+    """A fixed coin for anything printable."""
+    return zlib.crc32(repr(parts).encode()) % HELD_OUT_SHARE == 0
+
+
+def name(random: Random, split: Split) -> str:
+    """A capitalised invented name of 4 to 10 letters."""
+    while True:
+        candidate = _raw_name(random)
+        if 4 <= len(candidate) <= 10 and is_held_out(candidate) == (split == "held-out"):
+            return candidate
+
+
+def misspelt(random: Random, word: str) -> str:
+    """The word with one inner letter dropped, doubled or changed."""
+    while True:
+        at = random.randrange(1, len(word))
+        letter = random.choice("abcdefghijklmnopqrstuvwxyz")
+        wrong = random.choice(
+            (word[:at] + word[at + 1 :], word[:at] + letter + word[at:], word[:at] + letter + word[at + 1 :])
+        )
+        if wrong != word and len(wrong) >= 3:
+            return wrong
+
+
+def number(random: Random, digits: int) -> int:
+    return random.randint(10 ** (digits - 1) if digits > 1 else 2, 10**digits - 1)
+
+
+def operands(random: Random, split: Split, digits: tuple[int, ...] = (1, 2, 2, 3, 3, 4)) -> tuple[int, int]:
+    """Two numbers whose pair belongs to the split."""
+    while True:
+        pair = number(random, random.choice(digits)), number(random, random.choice(digits))
+        if is_held_out(*pair) == (split == "held-out"):
+            return pair
+
+
+def _raw_name(random: Random) -> str:
+    if random.random() < 0.15:
+        letters = random.choices("abcdefghijklmnopqrstuvwxyz", k=random.randint(4, 7))
+        return "".join(letters).capitalize()
+    syllables = random.choice((2, 2, 2, 3))
+    text = ""
+    for i in range(syllables):
+        text += random.choice(ONSETS) + random.choices(VOWELS, VOWEL_WEIGHTS)[0]
+        if i == syllables - 1 or random.random() < 0.3:
+            text += random.choice(CODAS)
+    return text.capitalize()

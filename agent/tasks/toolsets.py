@@ -1,0 +1,70 @@
+"""Which tools a conversation offers: random sets of the built-in ones and of record tools under varying names."""
+
+from __future__ import annotations
+
+from random import Random
+
+from v32.agent.tasks.task import RecordTool, Toolset
+from v32.agent.tasks.world import RELATIONS, Relation
+
+INSTRUCTIONS = (
+    None,
+    None,
+    None,
+    "You are a helpful assistant.",
+    "You are a careful assistant. Use the tools.",
+    "Answer the user's question.",
+)
+NAME_FORMS = ("{label}", "{label}", "get_{label}", "find_{label}", "{label}_of")
+PLACE_PARAMETERS = ("city", "city", "place", "country", "name", "town")
+PERSON_PARAMETERS = ("person", "name", "name", "who")
+DESCRIPTIONS = ("The {label} of a {p}.", "Look up the {label} of a {p}.", "Returns the {label}.", "{Label} of a {p}.")
+PARAMETER_DESCRIPTIONS = ("Name of the {p}, in English.", "Name of the {p}.", "The {p}.", "")
+SPECIAL_DESCRIPTIONS = {
+    "population": "Number of inhabitants of a {p}.",
+    "age": "How old a {p} is, in years.",
+    "height": "How tall a {p} is, in centimetres.",
+    "area": "Size of a {p} in square kilometres.",
+}
+
+
+def random_toolset(random: Random) -> Toolset:
+    """Search and Python most of the time; sometimes one of them, record tools, or nothing."""
+    draw = random.random()
+    if draw < 0.50:
+        return Toolset(tuple(random.sample(("search", "python"), 2)))
+    if draw < 0.60:
+        return Toolset((random.choice(("search", "python")),))
+    if draw < 0.70:
+        return Toolset(("search", "open_page", "find", "python"))
+    if draw < 0.96:
+        builtin = random.choice(((), (), ("python",), ("search", "python")))
+        return Toolset(builtin, record_tools(random, random.choice((1, 1, 2, 3))))
+    return Toolset(())
+
+
+def record_tools(random: Random, count: int) -> tuple[RecordTool, ...]:
+    """Tools over different relations, without tables yet."""
+    return tuple(_record_tool(random, relation) for relation in random.sample(RELATIONS, count))
+
+
+def relation_named(tool_name: str) -> Relation:
+    """The relation a record tool is about, from its name."""
+    matches = [relation for relation in RELATIONS if relation.label.replace(" ", "_") in tool_name]
+    return max(matches, key=lambda relation: len(relation.label))
+
+
+def _record_tool(random: Random, relation: Relation) -> RecordTool:
+    parameter = random.choice(PLACE_PARAMETERS if relation.subject == "place" else PERSON_PARAMETERS)
+    noun = {"name": "place" if relation.subject == "place" else "person", "who": "person"}.get(parameter, parameter)
+    label = relation.label
+    description = random.choice(DESCRIPTIONS)
+    if label in SPECIAL_DESCRIPTIONS and random.random() < 0.5:
+        description = SPECIAL_DESCRIPTIONS[label]
+    return RecordTool(
+        name=random.choice(NAME_FORMS).format(label=label.replace(" ", "_")),
+        description=description.format(label=label, Label=label.capitalize(), p=noun),
+        parameter=parameter,
+        parameter_description=random.choice(PARAMETER_DESCRIPTIONS).format(p=noun),
+        records={},
+    )

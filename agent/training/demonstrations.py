@@ -1,0 +1,77 @@
+"""Tasks in, token ids out: each demonstration becomes the conversation the agent would have had, in the runtime's own
+encoding, with the tokens marked that the model has to write itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from v32.agent.tasks.task import Step, Task, Turn
+from v32.agent.tasks.toolbox import Toolbox
+from v32.model_runtime.encoding.encoder import encode_segments
+from v32.model_runtime.encoding.tokenizer import ChatTokenizer
+from v32.model_runtime.messages import ToolSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """The tokens after the preamble; `is_written[i]`: the model wrote token i (reasoning, answer and calls of the last
+    turn, end of sentence)."""
+
+    token_ids: list[int]
+    is_written: list[bool]
+
+
+def preamble(specs: Sequence[ToolSpec], tokenizer: ChatTokenizer, instructions: str | None = None) -> list[int]:
+    """What stands before the first user message: begin of sentence, instructions, tools."""
+    system: dict[str, Any] = {"role": "system", "content": instructions or ""}
+    if specs:
+        system["tools"] = [spec.to_openai() for spec in specs]
+    return tokenizer.encode_segments(encode_segments([system], "thinking"))
+
+
+def demonstrate(task: Task, tokenizer: ChatTokenizer) -> Demonstration:
+    """The task's conversation in thinking mode, as the model sees it while it answers the last user message."""
+    segments = encode_segments(conversation(task), "thinking", add_default_bos_token=False)
+    token_ids = tokenizer.encode_segments(segments)
+    return Demonstration(token_ids, written_tokens(token_ids, tokenizer))
+
+
+def written_tokens(token_ids: Sequence[int], tokenizer: ChatTokenizer) -> list[bool]:
+    """What follows an opened `<think>` up to and including the end of sentence."""
+    written, is_open = [], False
+    for token_id in token_ids:
+        written.append(is_open)
+        if token_id == tokenizer.think_open_id:
+            is_open = True
+        elif token_id == tokenizer.eos_id:
+            is_open = False
+    return written
+
+
+def conversation(task: Task) -> list[dict[str, Any]]:
+    """OpenAI-shaped messages of the demonstration, without a system message."""
+    toolbox = Toolbox(task)
+    return [message for turn in task.turns for message in _turn(turn, toolbox)]
+
+
+def _turn(turn: Turn, toolbox: Toolbox) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = [{"role": "user", "content": turn.question}]
+    for step in turn.steps:
+        messages += _step(step, toolbox)
+    messages.append({"role": "assistant", "content": turn.answer, "reasoning_content": turn.reasoning})
+    return messages
+
+
+def _step(step: Step, toolbox: Toolbox) -> list[dict[str, Any]]:
+    calls = [
+        {"id": f"call_{i}", "type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
+        for i, call in enumerate(step.calls)
+    ]
+    results = [
+        {"role": "tool", "tool_call_id": f"call_{i}", "content": toolbox.simulate(call)}
+        for i, call in enumerate(step.calls)
+    ]
+    return [{"role": "assistant", "content": "", "reasoning_content": step.reasoning, "tool_calls": calls}, *results]

@@ -1,0 +1,122 @@
+"""Attention over a packed training batch: one shared prefix, then dialogues of equal length that all continue it.
+
+The tools preamble is most of a short conversation; computing it once a batch makes training several times cheaper.
+Tokens are laid out flat: prefix [P], then dialogue 0 [T], dialogue 1 [T], …
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from v32.kernels.index_score import index_score
+from v32.kernels.topk_select import topk_select
+from v32.model_runtime.model.attention import AttentionInputs
+from v32.model_runtime.model.mla import MLA
+
+AttentionMode = Literal["dense", "warmup", "sparse"]
+
+
+class _Keys(NamedTuple):
+    """Keys of the prefix, shared by all dialogues, and each dialogue's own."""
+
+    prefix: Tensor  # [P, ...]
+    own: Tensor  # [B, T, ...]
+
+
+class PackedAttention:
+    """`dense`: every visible position. `warmup`: dense, and the indexer learns to rank as the attention weighs
+    (report section 2.1.1). `sparse`: top-k positions, and the indexer learns on the selected set.
+
+    After a forward pass with gradients, `index_loss` is the sum over layers of KL(attention ‖ indexer), averaged over
+    the dialogue tokens in `counted` [B, T]; `recall[layer]` is the attention mass inside the top-k (warmup only).
+    """
+
+    def __init__(
+        self, prefix: int, batch: int, length: int, *, mode: AttentionMode, index_topk: int, counted: Tensor
+    ) -> None:
+        self.prefix, self.batch, self.length = prefix, batch, length
+        self.mode, self.index_topk, self.counted = mode, index_topk, counted
+        self.index_loss = torch.zeros(())
+        self.recall: list[float] = []
+        self._future = torch.ones(length, length, dtype=torch.bool).triu(1)
+
+    @property
+    def needs_index_queries(self) -> bool:
+        return self.mode != "dense"
+
+    def __call__(self, layer_idx: int, mla: MLA, inputs: AttentionInputs) -> Tensor:
+        k_nope, v = mla.expand(inputs.latent)
+        k = torch.cat((k_nope, inputs.k_pe[:, None].expand(-1, mla.heads, -1)), -1)
+        q = torch.cat((inputs.q_nope, inputs.q_pe), -1)
+        of_prefix = self._prefix_attention(mla, q[: self.prefix], k[: self.prefix], v[: self.prefix], inputs)
+        of_dialogues = self._dialogue_attention(mla, q, self._keys(k), self._keys(v), inputs)
+        return torch.cat((of_prefix, of_dialogues.flatten(0, 1)))
+
+    def _keys(self, flat: Tensor) -> _Keys:
+        return _Keys(flat[: self.prefix], self._dialogues(flat))
+
+    def _dialogues(self, flat: Tensor) -> Tensor:
+        return flat[self.prefix :].unflatten(0, (self.batch, self.length))
+
+    def _prefix_attention(self, mla: MLA, q: Tensor, k: Tensor, v: Tensor, inputs: AttentionInputs) -> Tensor:
+        """[P, H, V]; sparse where the prefix is longer than the top-k."""
+        scores = torch.einsum("thd,shd->hts", q, k) * mla.scale
+        hidden = torch.ones(self.prefix, self.prefix, dtype=torch.bool).triu(1)
+        if self.mode == "sparse" and self.prefix > self.index_topk:
+            assert inputs.index_q is not None
+            assert inputs.index_weights is not None
+            own = (inputs.index_q[: self.prefix], inputs.index_k[: self.prefix], inputs.index_weights[: self.prefix])
+            hidden = ~self._select(index_score(*own).detach()[None], torch.arange(1, self.prefix + 1))[0]
+        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        return torch.einsum("hts,shd->thd", weights, v)
+
+    def _dialogue_attention(self, mla: MLA, q: Tensor, k: _Keys, v: _Keys, inputs: AttentionInputs) -> Tensor:
+        """[B, T, H, V]."""
+        queries = self._dialogues(q)
+        to_prefix = torch.einsum("bthd,phd->bhtp", queries, k.prefix)
+        to_own = torch.einsum("bthd,bshd->bhts", queries, k.own).masked_fill(self._future, -torch.inf)
+        scores = torch.cat((to_prefix, to_own), -1) * mla.scale
+        if self.mode != "dense":
+            scores = self._with_indexer(scores, inputs)
+        else:
+            scores = scores.softmax(-1)
+        on_prefix, on_own = scores.split((self.prefix, self.length), -1)
+        return torch.einsum("bhtp,phd->bthd", on_prefix, v.prefix) + torch.einsum("bhts,bshd->bthd", on_own, v.own)
+
+    def _with_indexer(self, scores: Tensor, inputs: AttentionInputs) -> Tensor:
+        """Attention weights [B, H, T, P + T] under the indexer's choice; adds to `index_loss`."""
+        assert inputs.index_q is not None
+        assert inputs.index_weights is not None
+        shared, own = self._keys(inputs.index_k)
+        keys = torch.cat((shared.expand(self.batch, *shared.shape), own), 1)
+        ranking = index_score(self._dialogues(inputs.index_q), keys, self._dialogues(inputs.index_weights))
+        visible = F.pad(~self._future, (self.prefix, 0), value=True)
+        selected = visible.expand(ranking.shape)
+        if self.mode == "sparse":
+            selected = self._select(ranking.detach(), visible.sum(-1))
+        weights = scores.masked_fill(~selected[:, None], -torch.inf).softmax(-1)
+        if torch.is_grad_enabled():
+            self._teach(weights.detach().mean(1), ranking, selected, visible)
+        return weights
+
+    def _select(self, ranking: Tensor, num_visible: Tensor) -> Tensor:
+        """The top-k of ranking [B, T, S] as a mask; num_visible [T] positions count."""
+        batch, num_queries, num_keys = ranking.shape
+        indices = topk_select(ranking.flatten(0, 1), self.index_topk, num_visible.repeat(batch))
+        chosen = torch.zeros(batch * num_queries, num_keys + 1, dtype=torch.bool)
+        chosen.scatter_(1, torch.where(indices < 0, num_keys, indices), True)
+        return chosen[:, :-1].view(batch, num_queries, num_keys)
+
+    def _teach(self, target: Tensor, ranking: Tensor, selected: Tensor, visible: Tensor) -> None:
+        """KL of the indexer's softmax from the attention weights, the mean over heads; both on the selected set."""
+        ranked = ranking.masked_fill(~selected, -torch.inf).log_softmax(-1).masked_fill(~selected, 0.0)
+        divergence = (target * (target.clamp_min(1e-9).log() - ranked)).sum(-1)  # [B, T]
+        count = self.counted.sum().clamp_min(1)
+        self.index_loss = self.index_loss + (divergence * self.counted).sum() / count
+        if self.mode == "warmup":
+            inside = self._select(ranking.detach(), visible.sum(-1))
+            self.recall.append(float(((target * inside).sum(-1) * self.counted).sum() / count))

@@ -1,0 +1,328 @@
+"""The training loop: stages of the report on batches of demonstrations, resumable at any step.
+
+    dense    every parameter but the indexer, dense attention
+    warmup   only the indexer, towards the dense attention (report section 2.1.1)
+    sparse   every parameter, top-k attention; the indexer learns on the selected positions
+    mtp      only the multi-token prediction module, on the frozen model
+
+What is saved is the model, the optimisers, the stage and the step; batches are addressed by number.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from v32.agent.training.batches import IGNORED, Batches, PackedBatch
+from v32.agent.training.data_parallel import Ranks
+from v32.agent.training.muon import Muon
+from v32.agent.training.packed_attention import AttentionMode, PackedAttention
+from v32.model_runtime.encoding.tokenizer import ChatTokenizer
+from v32.model_runtime.model.moe import MoE
+from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
+
+StageName = Literal["dense", "warmup", "sparse", "mtp"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """`muon_lr` for matrices, `adam_lr` for the rest; `bare_steps` first steps go without the tools preamble."""
+
+    name: StageName
+    steps: int
+    muon_lr: float
+    adam_lr: float
+    warm_steps: int = 40
+    decay_share: float = 0.4
+    final_lr: float = 0.02
+    bare_steps: int = 0
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Linear warm-up, a plateau, linear decay over the last `decay_share` of the steps."""
+        rise = min(1.0, (step + 1) / self.warm_steps)
+        fall = min(1.0, (self.steps - step) / (self.steps * self.decay_share))
+        return rise * (self.final_lr + (1 - self.final_lr) * fall)
+
+
+class Losses(NamedTuple):
+    total: Tensor
+    language: float
+    index: float
+    correct: int
+    written: int
+
+
+class Trainer:
+    """Runs stages over `folder`: `state.pt` to resume from, `log.jsonl` with one line a report."""
+
+    def __init__(
+        self,
+        model: DeepseekV32ForCausalLM,
+        tokenizer: ChatTokenizer,
+        folder: Path,
+        stages: list[Stage],
+        *,
+        seed: int = 0,
+        tokens: int = 2048,
+        save_every: int = 50,
+        evaluate_every: int = 250,
+        evaluation_batches: int = 12,
+    ) -> None:
+        self.model, self.folder, self.stages = model, folder, stages
+        self.ranks = Ranks()
+        self.batches = Batches(tokenizer, seed, self.ranks.rank, "train", tokens)
+        self.held_out = Batches(tokenizer, seed, self.ranks.rank, "held-out", tokens)
+        self.save_every, self.evaluate_every, self.evaluation_batches = save_every, evaluate_every, evaluation_batches
+        self.stage_idx, self.step, self.tokens_seen, self.seconds = 0, 0, 0, 0.0
+        self.optimizers = self._optimizers()
+        self._resume()
+
+    def run(self) -> None:
+        """Train until the last stage ends."""
+        while self.stage_idx < len(self.stages):
+            self._run_stage(self.stages[self.stage_idx])
+            self.stage_idx, self.step = self.stage_idx + 1, 0
+            if self.stage_idx < len(self.stages):
+                self.optimizers = self._optimizers()
+            self._save()
+        self.ranks.close()
+
+    def _run_stage(self, stage: Stage) -> None:
+        averages = _Averages()
+        while self.step < stage.steps:
+            started = time.monotonic()
+            losses = self._train_step(stage)
+            self.seconds += time.monotonic() - started
+            self.step += 1
+            averages.add(losses)
+            if self.step % 20 == 0:
+                self._report(stage, averages)
+            if self.step % self.save_every == 0:
+                self._save()
+            if self.step % self.evaluate_every == 0 or self.step == stage.steps:
+                self._evaluate(stage)
+
+    def _train_step(self, stage: Stage) -> Losses:
+        number = self.stage_idx * 1_000_000 + self.step
+        batch = self.batches.batch(number, bare=self.step < stage.bare_steps)
+        losses = self._losses(stage, batch)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        params = [param for group in self._groups() for param in group["params"]]
+        self.ranks.average_gradients(params)
+        torch.nn.utils.clip_grad_norm_([param for param in params if param.grad is not None], 1.0)
+        factor = stage.learning_rate_factor(self.step)
+        for group in self._groups():
+            group["lr"] = group["peak_lr"] * factor
+        for optimizer in self.optimizers:
+            optimizer.step()
+        if stage.name in ("dense", "sparse"):
+            self._balance_experts(1e-3 * factor)
+        self.tokens_seen += batch.num_tokens * self.ranks.count
+        return losses
+
+    def _losses(self, stage: Stage, batch: PackedBatch) -> Losses:
+        if stage.name == "mtp":
+            return self._draft_losses(batch)
+        attention = self._attention(_mode(stage), batch)
+        hidden = self._hidden(batch, attention)
+        targets = batch.labels.flatten()
+        written = (targets != IGNORED).nonzero()[:, 0]
+        logits = self.model.compute_logits(hidden[len(batch.prefix_ids) :][written])
+        language = F.cross_entropy(logits, targets[written])
+        correct = int((logits.argmax(-1) == targets[written]).sum())
+        total = {"dense": language, "warmup": attention.index_loss, "sparse": language + attention.index_loss}
+        return Losses(total[stage.name], language.item(), float(attention.index_loss.detach()), correct, len(written))
+
+    def _draft_losses(self, batch: PackedBatch) -> Losses:
+        """The draft layer sees the hidden state of t and the token t + 1, and predicts the token t + 2."""
+        with torch.no_grad():
+            hidden = self._hidden(batch, self._attention("sparse", batch))
+        prefix, (count, length) = len(batch.prefix_ids), batch.input_ids.shape
+        following = torch.cat((batch.prefix_ids[1:], batch.input_ids[0, :1], _shifted(batch.input_ids).flatten()))
+        targets = torch.full_like(batch.labels, IGNORED)
+        targets[:, :-1] = batch.labels[:, 1:]
+        positions = _positions(prefix, count, length)
+        cos, sin = self.model.model.rotary(positions)
+        layer = self.model.mtp_layers[0]
+        attention = self._attention("sparse", batch)
+        _, logits = layer.draft(hidden, following, positions, cos, sin, attention)
+        flat = targets.flatten()
+        written = (flat != IGNORED).nonzero()[:, 0]
+        logits = logits[prefix:][written]
+        loss = F.cross_entropy(logits, flat[written])
+        correct = int((logits.argmax(-1) == flat[written]).sum())
+        return Losses(
+            loss + attention.index_loss, loss.item(), float(attention.index_loss.detach()), correct, len(written)
+        )
+
+    def _hidden(self, batch: PackedBatch, attention: PackedAttention) -> Tensor:
+        token_ids = torch.cat((batch.prefix_ids, batch.input_ids.flatten()))
+        return self.model(token_ids, _positions(len(batch.prefix_ids), *batch.input_ids.shape), attention)
+
+    def _attention(self, mode: AttentionMode, batch: PackedBatch) -> PackedAttention:
+        counted = torch.ones(batch.input_ids.shape)
+        topk = self.model.config.index_topk
+        return PackedAttention(
+            len(batch.prefix_ids), *batch.input_ids.shape, mode=mode, index_topk=topk, counted=counted
+        )
+
+    def _balance_experts(self, rate: float) -> None:
+        """Auxiliary-loss-free balancing: the bias of an expert rises while it is used less than the average."""
+        for layer in self.model.model.layers[: self.model.config.num_hidden_layers]:
+            if isinstance(layer.mlp, MoE):
+                assert layer.mlp.last_routing is not None
+                bias = layer.mlp.gate.e_score_correction_bias
+                load = torch.bincount(layer.mlp.last_routing.flatten(), minlength=len(bias)).float()
+                load = self.ranks.total(load)
+                bias += rate * torch.sign(load.mean() - load)
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        stage = self.stages[self.stage_idx]
+        matrices, others = [], []
+        for name, param in _trained(self.model, stage.name):
+            (matrices if _is_for_muon(name, param) else others).append(param)
+        optimizers: list[torch.optim.Optimizer] = []
+        if matrices:
+            optimizers.append(Muon(matrices, stage.muon_lr))
+        if others:
+            optimizers.append(torch.optim.AdamW(others, lr=stage.adam_lr, betas=(0.9, 0.95), weight_decay=0.0))
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["peak_lr"] = group["lr"]
+        return optimizers
+
+    def _groups(self) -> Iterator[dict[str, Any]]:
+        for optimizer in self.optimizers:
+            yield from optimizer.param_groups
+
+    @torch.no_grad()
+    def _evaluate(self, stage: Stage) -> None:
+        """Share of held-out demonstrations whose every written token is the likeliest one: greedy decoding would
+        reproduce them."""
+        if stage.name == "mtp":
+            return
+        mode: AttentionMode = "sparse" if stage.name != "dense" else "dense"
+        exact: Counter[str] = Counter()
+        seen: Counter[str] = Counter()
+        for number in range(self.evaluation_batches):
+            batch = self.held_out.batch(number)
+            hidden = self._hidden(batch, self._attention(mode, batch))[len(batch.prefix_ids) :]
+            choice = self.model.compute_logits(hidden).argmax(-1).view_as(batch.labels)
+            is_exact = ((choice == batch.labels) | (batch.labels == IGNORED)).all(-1)
+            seen.update(batch.kinds)
+            exact.update(kind for kind, ok in zip(batch.kinds, is_exact.tolist()) if ok)
+        from v32.agent.tasks.kinds import KINDS
+
+        names = [kind.__name__ for kind in KINDS]
+        counts = self.ranks.total(torch.tensor([[exact[name], seen[name]] for name in names], dtype=torch.float32))
+        by_kind = {name: f"{int(a)}/{int(b)}" for name, (a, b) in zip(names, counts.tolist()) if b}
+        success = float(counts[:, 0].sum() / counts[:, 1].sum())
+        self._log({"exact": round(success, 4), "attention": mode, "by_kind": by_kind}, stage)
+
+    def _report(self, stage: Stage, averages: _Averages) -> None:
+        numbers = averages.summary()
+        self._log(numbers, stage)
+
+    def _log(self, values: dict[str, Any], stage: Stage) -> None:
+        if self.ranks.rank:
+            return
+        position = {"stage": stage.name, "step": self.step, "steps": stage.steps, "tokens": self.tokens_seen}
+        line = position | {"seconds": round(self.seconds, 1)} | values
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+
+    def _save(self) -> None:
+        if self.ranks.rank:
+            return
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "position": (self.stage_idx, self.step, self.tokens_seen, self.seconds),
+        }
+        unfinished = self.folder / "state.pt.tmp"
+        torch.save(state, unfinished)
+        os.replace(unfinished, self.folder / "state.pt")
+
+    def _resume(self) -> None:
+        file = self.folder / "state.pt"
+        if not file.exists():
+            return
+        state = torch.load(file, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.stage_idx, self.step, self.tokens_seen, self.seconds = state["position"]
+        if self.stage_idx < len(self.stages):
+            self.optimizers = self._optimizers()
+            if self.step:
+                for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                    optimizer.load_state_dict(saved)
+
+
+class _Averages:
+    """Running means of what a step reports."""
+
+    def __init__(self, decay: float = 0.95) -> None:
+        self.decay = decay
+        self.values: dict[str, float] = {}
+
+    def add(self, losses: Losses) -> None:
+        now = {
+            "loss": losses.language,
+            "index_loss": losses.index,
+            "accuracy": losses.correct / max(losses.written, 1),
+        }
+        for name, value in now.items():
+            before = self.values.get(name, value)
+            self.values[name] = self.decay * before + (1 - self.decay) * value
+
+    def summary(self) -> dict[str, float]:
+        return {name: round(value, 5) for name, value in self.values.items() if not math.isnan(value)}
+
+
+def _mode(stage: Stage) -> AttentionMode:
+    modes: dict[str, AttentionMode] = {"dense": "dense", "warmup": "warmup", "sparse": "sparse"}
+    return modes[stage.name]
+
+
+def _trained(model: DeepseekV32ForCausalLM, stage: StageName) -> Iterable[tuple[str, torch.nn.Parameter]]:
+    """The parameters a stage changes; only those require a gradient afterwards."""
+    draft = f"model.layers.{model.config.num_hidden_layers}."
+    for name, param in model.named_parameters():
+        is_draft, is_index = name.startswith(draft), ".indexer." in name
+        is_trained = {
+            "dense": not is_draft and not is_index,
+            "warmup": not is_draft and is_index,
+            "sparse": not is_draft,
+            "mtp": is_draft,
+        }[stage]
+        param.requires_grad_(is_trained)
+        if is_trained:
+            yield name, param
+
+
+def _is_for_muon(name: str, param: Tensor) -> bool:
+    """Muon for the projections; AdamW for embeddings, heads, gates, norms and the indexer."""
+    excluded = ("embed_tokens", "lm_head", "shared_head", "gate.weight", ".indexer.")
+    return param.dim() == 2 and not any(part in name for part in excluded)
+
+
+def _positions(prefix: int, batch: int, length: int) -> Tensor:
+    return torch.cat((torch.arange(prefix), torch.arange(prefix, prefix + length).repeat(batch)))
+
+
+def _shifted(input_ids: Tensor) -> Tensor:
+    """Each row one to the left; the last token stands in for the unknown next one."""
+    return torch.cat((input_ids[:, 1:], input_ids[:, -1:]), 1)
