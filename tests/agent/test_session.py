@@ -1,0 +1,110 @@
+"""Sessions: cancelling, resuming, and being used wrongly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from v32.agent import Agent, JournalError, Session, SessionError, StopReason, ToolStarted, read_journal
+from v32.tools import tool
+
+pytestmark = pytest.mark.anyio
+Scripted = Callable[..., Any]
+
+
+@tool(in_worker=False)
+def double(number: int) -> int:
+    """Twice a number."""
+    return 2 * number
+
+
+@tool
+async def forever() -> None:
+    """Never ends."""
+    await anyio.sleep_forever()
+
+
+async def test_cancelling_keeps_what_is_finished_and_the_session_goes_on(scripted: Scripted, say: Any) -> None:
+    model = scripted(say.calls(("double", {"number": 4}), ("forever", {})), say.answer("8, I think"))
+    async with Agent(model, tools=[double, forever]).session() as session:
+        async for event in session.stream("Go."):
+            if isinstance(event, ToolStarted) and event.name == "forever":
+                session.cancel()
+            result = event
+        assert result.stop_reason is StopReason.CANCELLED
+        assert [r.outcome for r in result.steps[0].results] == ["ok", "cancelled"]
+        assert (await session.run("And now?")).output == "8, I think"
+
+
+async def test_a_cancelled_task_leaves_a_whole_journal(scripted: Scripted, say: Any, tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    agent = Agent(scripted(say.calls(("forever", {})), say.answer("ok")), tools=[forever], journal=path)
+    with anyio.move_on_after(0.3):
+        await agent.run("Go.")
+    types = [record["type"] for record in read_journal(path).records]
+    assert types == ["user_said", "completed", "tool_started", "tool_finished", "tools_returned", "stopped"]
+    async with agent.resume(path) as session:
+        assert not session.is_interrupted
+        assert (await session.run("Again.")).output == "ok"
+
+
+async def test_leaving_a_stream_cancels_the_run(scripted: Scripted, say: Any) -> None:
+    agent = Agent(scripted(say.calls(("forever", {})), say.answer("ok")), tools=[forever])
+    async with agent.session() as session:
+        events = session.stream("Go.")
+        async for event in events:
+            if isinstance(event, ToolStarted):
+                break
+        await events.aclose()
+        assert not session.is_interrupted
+        assert (await session.run("Again.")).output == "ok"
+
+
+async def test_a_resumed_session_has_the_same_transcript(scripted: Scripted, say: Any, tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    agent = Agent(scripted(say.calls(("double", {"number": 4})), say.answer("8")), tools=[double], instructions="Be.")
+    async with agent.session(path) as session:
+        before = await session.run("Twice 4?")
+    async with Session.resume(path, model=scripted(), tools=[double]) as session:
+        after = await session.run()
+    assert after.transcript.ids == before.transcript.ids
+    assert after.messages == before.messages
+    assert after.output == before.output
+    assert after.steps == before.steps
+
+
+async def test_resuming_without_the_tools_or_with_another_model_is_refused(
+    scripted: Scripted, say: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "s.jsonl"
+    async with Agent(scripted(say.answer("8")), tools=[double]).session(path) as session:
+        await session.run("Twice 4?")
+    with pytest.raises(JournalError, match="tools that are missing here: double; pass them"):
+        Session.resume(path, model=scripted())
+    text = path.read_text()
+    path.write_text(text.replace('"tokenizer":"', '"tokenizer":"x'))
+    assert path.read_text() != text
+    with pytest.raises(JournalError, match="written with another model"):
+        Session.resume(path, model=scripted(), tools=[double])
+
+
+async def test_wrong_use_is_named(scripted: Scripted, say: Any) -> None:
+    agent = Agent(scripted(say.calls(("forever", {})), say.answer("ok")), tools=[forever])
+    async with agent.session() as session:
+        with pytest.raises(SessionError, match="nothing to continue"):
+            await session.run()
+        with pytest.raises(TypeError, match="the prompt is 5; it must be a string"):
+            await session.run(5)  # type: ignore[arg-type]
+        async for event in session.stream("Go."):
+            if isinstance(event, ToolStarted):
+                with pytest.raises(SessionError, match="the session is running"):
+                    await session.run("Me too.")
+                session.cancel()
+    with pytest.raises(SessionError, match="the session is closed"):
+        await session.run("Too late.")
+    with pytest.raises(SessionError, match="run_sync inside a running event loop"):
+        agent.run_sync("Go.")
