@@ -19,6 +19,7 @@ CPU_PERIOD = 100_000
 SUPERVISORS = 4
 """Processes of our own that the pids limit counts too: the launcher, bwrap twice, the supervisor."""
 REMOVE_SECONDS = 5.0
+STALE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ def _make(cgroup: Cgroup, limits: list[tuple[Path, dict[str, str]]]) -> bool:
     """All of it or nothing."""
     try:
         for path in cgroup.directories:
+            _remove_stale(path.parent)
             path.mkdir()
         for path, values in limits:
             for name, value in values.items():
@@ -149,6 +151,15 @@ def _make(cgroup: Cgroup, limits: list[tuple[Path, dict[str, str]]]) -> bool:
         cgroup.try_remove()
         return False
     return True
+
+
+def _remove_stale(parent: Path) -> None:
+    """Empty groups of processes that are gone: left behind only if the launcher was killed too."""
+    for path in parent.glob("v32-*-*"):
+        with contextlib.suppress(OSError, ValueError):
+            owner = int(path.name.split("-")[1])
+            if time.time() - path.stat().st_mtime > STALE_SECONDS and not Path(f"/proc/{owner}").exists():
+                path.rmdir()
 
 
 def _memberships(text: str) -> dict[str, str]:

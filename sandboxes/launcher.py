@@ -4,6 +4,7 @@ Run as `python -I -S launcher.py name=value … -- bwrap-arguments`; never impor
 in exec. Names: uid, gid (a root caller only), cgroup (several), cpus, pool_bytes, pool_inodes, pool (a directory to
 mount the workspace's file system on; empty to leave that to bwrap), bwrap (descriptor of the binary).
 
+    with a cgroup fork: the parent stays outside, waits and removes the group, even if the host has been killed
     root only     join the cgroup, become a user that owns nothing else
     stage 0       own user and mount namespace: limits that only its owner may set, and a sized, inode-limited tmpfs
     exec bwrap    which builds the sandbox from there
@@ -14,10 +15,12 @@ from __future__ import annotations
 import ctypes
 import posix
 import sys
+import time
 
 NEW_USER, NEW_MOUNTS = 0x10000000, 0x00020000
 MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 2, 4, 0x4000, 1 << 18
 PR_SET_DUMPABLE = 4
+REMOVE_SECONDS = 10.0
 QUOTAS = {"max_inotify_instances": 32, "max_inotify_watches": 4096, "max_user_namespaces": 4}
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -27,9 +30,13 @@ def main(arguments: list[str]) -> None:
     cut = arguments.index("--")
     settings = [argument.split("=", 1) for argument in arguments[:cut]]
     values = dict(settings)
-    for name, value in settings:
-        if name == "cgroup":
-            write(value + "/cgroup.procs", str(posix.getpid()))
+    groups = [value for name, value in settings if name == "cgroup"]
+    if groups:
+        child = posix.fork()
+        if child:
+            attend(child, groups)
+        for group in groups:
+            write(group + "/cgroup.procs", str(posix.getpid()))
     if "cpus" in values:
         posix.sched_setaffinity(0, [int(number) for number in values["cpus"].split(",")])
     if "uid" in values:
@@ -42,6 +49,22 @@ def main(arguments: list[str]) -> None:
     posix.set_inheritable(binary, False)
     environment = {"LD_LIBRARY_PATH": values["libraries"]} if values.get("libraries") else {}
     posix.execve(binary, ["bwrap", *arguments[cut + 1 :]], environment)
+
+
+def attend(child: int, groups: list[str]) -> None:
+    """Outlive the sandbox, remove its control groups, end as it ended. A throttled group takes its time to die."""
+    posix.closerange(0, 1 << 16)
+    status = posix.waitpid(child, 0)[1]
+    deadline = time.monotonic() + REMOVE_SECONDS
+    for group in groups:
+        while time.monotonic() < deadline:
+            try:
+                posix.rmdir(group)
+            except FileNotFoundError:
+                break
+            except OSError:
+                time.sleep(0.002)
+    posix._exit(posix.WEXITSTATUS(status) if posix.WIFEXITED(status) else 128 + posix.WTERMSIG(status))
 
 
 def drop(uid: int) -> None:
