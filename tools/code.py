@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, Literal
 
 import anyio
 from pydantic import Field
@@ -41,41 +40,31 @@ _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+)(?:, in (?P<name
 _MARGIN_SECONDS = 15.0
 
 
-@dataclass(slots=True)
-class _Seat:
-    """The sandbox of one conversation, or what is left of it."""
-
-    lock: anyio.Lock = field(default_factory=anyio.Lock)
-    manager: AbstractAsyncContextManager[Sandbox] | None = None
-    sandbox: Sandbox | None = None
-
-
 class CodeSession:
     """The sandboxes behind the code tools, by session id.
 
-    `open` makes a sandbox; by default `v32.sandboxes.open_sandbox(policy, backend)`.
+    `open` makes a sandbox; by default it is `v32.sandboxes.start_sandbox(policy, backend)`.
     """
 
     def __init__(
         self,
         policy: SandboxPolicy | None = None,
         *,
-        backend: str = "auto",
-        open: Callable[[], AbstractAsyncContextManager[Sandbox]] | None = None,
+        backend: Literal["auto", "bubblewrap", "container"] = "auto",
+        open: Callable[[], Awaitable[Sandbox]] | None = None,
     ) -> None:
         self.policy = policy or SandboxPolicy()
         self._open = open or (lambda: _open_default(self.policy, backend))
-        self._seats: dict[str, _Seat] = {}
+        self._lent: Sandbox | None = None
+        self._sandboxes: dict[str, Sandbox] = {}
+        self._opening: dict[str, anyio.Lock] = {}
 
     @classmethod
     def of(cls, sandbox: Sandbox, policy: SandboxPolicy | None = None) -> CodeSession:
         """A sandbox that somebody else opened and will close; every conversation shares it."""
-
-        @asynccontextmanager
-        async def lend() -> AsyncIterator[Sandbox]:
-            yield sandbox
-
-        return cls(policy, open=lend)
+        session = cls(policy)
+        session._lent = sandbox
+        return session
 
     def tools(self, *, files: bool = False) -> list[Tool]:
         """`python` and `bash`, and with `files` the tools to view, create, change and list files, on one workspace."""
@@ -86,35 +75,25 @@ class CodeSession:
         """Seconds a tool call may take, so that the sandbox's own limit comes first and partial output is kept."""
         return self.policy.wall_seconds + self.policy.grace_seconds + _MARGIN_SECONDS
 
-    @asynccontextmanager
-    async def sandbox(self, session_id: str) -> AsyncIterator[Sandbox]:
-        """The sandbox of a conversation, opened if need be. One that has died is replaced at the next use."""
-        seat = self._seats.setdefault(session_id, _Seat())
-        async with seat.lock:
-            if seat.sandbox is None:
-                seat.manager = self._open()
-                seat.sandbox = await seat.manager.__aenter__()
-        try:
-            yield seat.sandbox
-        except SandboxClosed:
-            await self._leave(seat)
-            raise
+    async def sandbox(self, session_id: str) -> Sandbox:
+        """The sandbox of a conversation, opened if need be. Raises `SandboxUnavailable`."""
+        if self._lent is not None:
+            return self._lent
+        async with self._opening.setdefault(session_id, anyio.Lock()):
+            if session_id not in self._sandboxes:
+                self._sandboxes[session_id] = await self._open()
+            return self._sandboxes[session_id]
 
     async def end_session(self, session_id: str) -> None:
-        """Close the sandbox of one conversation, if it has one."""
-        if seat := self._seats.pop(session_id, None):
-            await self._leave(seat)
+        """Close the sandbox of one conversation, if it has one; its next call opens a new one."""
+        self._opening.pop(session_id, None)
+        if sandbox := self._sandboxes.pop(session_id, None):
+            await sandbox.close()
 
     async def aclose(self) -> None:
         """Close every sandbox; a later call opens a new one."""
-        for session_id in list(self._seats):
+        for session_id in list(self._sandboxes):
             await self.end_session(session_id)
-
-    @staticmethod
-    async def _leave(seat: _Seat) -> None:
-        manager, seat.manager, seat.sandbox = seat.manager, None, None
-        if manager is not None:
-            await manager.__aexit__(None, None, None)
 
 
 def python_tool(session: CodeSession | Sandbox) -> Tool:
@@ -124,8 +103,7 @@ def python_tool(session: CodeSession | Sandbox) -> Tool:
     async def python(code: str, context: ToolContext) -> ToolOutput:
         async with _sandbox(owner, context) as sandbox:
             result = await sandbox.run_python(code)
-        if result.status == "session_dead":
-            await owner.end_session(context.session_id)
+        await _replace_if_dead(owner, context, result)
         return cell_output(code, result)
 
     description = "Run Python code. Variables are kept between calls. Returns what it prints."
@@ -139,8 +117,7 @@ def bash_tool(session: CodeSession | Sandbox) -> Tool:
     async def bash(command: str, context: ToolContext) -> ToolOutput:
         async with _sandbox(owner, context) as sandbox:
             result = await sandbox.bash(command)
-        if result.status == "session_dead":
-            await owner.end_session(context.session_id)
+        await _replace_if_dead(owner, context, result)
         return command_output(result)
 
     description = "Run a shell command. Files are kept between calls. Returns what it prints."
@@ -266,24 +243,29 @@ def _output(
 
 @asynccontextmanager
 async def _sandbox(owner: CodeSession, context: ToolContext) -> AsyncIterator[Sandbox]:
-    """The sandbox of the conversation; what it refuses is for the model to read."""
+    """The sandbox of the conversation; what it refuses is for the model to read, and a dead one is let go."""
     try:
-        async with owner.sandbox(context.session_id) as sandbox:
-            yield sandbox
+        yield await owner.sandbox(context.session_id)
     except SandboxFileError as error:
         raise ToolError(str(error)) from error
     except SandboxClosed as error:
-        raise ToolError(f"the sandbox has ended ({error}); the next call starts a new, empty one") from error
+        await owner.end_session(context.session_id)
+        raise ToolError(f"{error}; variables and files are lost, the next call starts anew") from error
+
+
+async def _replace_if_dead(owner: CodeSession, context: ToolContext, result: CellResult | ExecResult) -> None:
+    if result.status in ("session_dead", "protocol_violation"):
+        await owner.end_session(context.session_id)
 
 
 def _owner(session: CodeSession | Sandbox) -> CodeSession:
     return session if isinstance(session, CodeSession) else CodeSession.of(session)
 
 
-def _open_default(policy: SandboxPolicy, backend: str) -> AbstractAsyncContextManager[Sandbox]:
-    from v32.sandboxes import open_sandbox
+async def _open_default(policy: SandboxPolicy, backend: Literal["auto", "bubblewrap", "container"]) -> Sandbox:
+    from v32.sandboxes import start_sandbox
 
-    return open_sandbox(policy, backend)
+    return await start_sandbox(policy, backend)
 
 
 async def _read_text(sandbox: Sandbox, path: str) -> str:

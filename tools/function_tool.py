@@ -49,8 +49,11 @@ class FunctionTool(Generic[P, R]):
         holder: Any = None,
         safe_to_retry: bool = False,
     ) -> None:
-        """`namespace` resolves annotations that are strings; `holder` is what `aclose` of a toolset closes."""
+        """`namespace` resolves annotations that are strings (by default, the caller's local names); `holder` is what
+        `aclose` of a toolset closes."""
         self.name: str = name or _name_of(function)
+        if namespace is None:
+            namespace = dict(sys._getframe(1).f_locals)
         doc = parse_docstring(inspect.getdoc(function))
         self.description: str = doc.description if description is None else description
         self._signature = read_signature(function, self.name, doc, namespace)

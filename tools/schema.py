@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ _SUBSCHEMA = {"items", "not", "contains", "additionalProperties", "propertyNames
 _SUBSCHEMA_LIST = {"anyOf", "oneOf", "allOf", "prefixItems"}
 _SUBSCHEMA_MAP = {"properties", "patternProperties", "$defs", "dependentSchemas"}
 _NOISE = {"title", "discriminator"}
+_FIELD_MARKS = (typing.Required, typing.NotRequired)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +108,9 @@ def _type_hints(function: Callable[..., Any], name: str, namespace: Mapping[str,
 
 def _annotation(parameter: inspect.Parameter, hints: Mapping[str, Any], tool_name: str) -> Any:
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**"
         raise ToolDefinitionError(
-            f"tool {tool_name!r} takes {str(parameter)!r}, which has no schema; name its parameters, or use RawTool"
+            f"tool {tool_name!r} takes {stars}{parameter.name}, which has no schema; name its parameters or use RawTool"
         )
     if parameter.name not in hints:
         raise ToolDefinitionError(
@@ -174,37 +177,41 @@ def _default(value: Any) -> dict[str, Any]:
     return {} if plain is None else {"default": plain}
 
 
-def _with_modern_typed_dicts(annotation: Any) -> Any:
+def _with_modern_typed_dicts(annotation: Any, inside: frozenset[Any] = frozenset()) -> Any:
     """`typing.TypedDict` as `typing_extensions.TypedDict`, which pydantic asks for before Python 3.12."""
     if sys.version_info >= (3, 12):
         return annotation
     import typing_extensions
 
-    if typing_extensions.is_typeddict(annotation) and type(annotation).__module__ == "typing":
-        hints = typing.get_type_hints(annotation, include_extras=True)
-        required = annotation.__required_keys__
-        fields = {
-            key: typing_extensions.Required[_with_modern_typed_dicts(hint)]
-            if key in required
-            else typing_extensions.NotRequired[_with_modern_typed_dicts(hint)]
-            for key, hint in hints.items()
-        }
-        make: Any = typing_extensions.TypedDict
-        modern = make(annotation.__name__, fields)
-        modern.__doc__ = annotation.__doc__
-        return modern
-    arguments = get_args(annotation)
-    if not arguments or get_origin(annotation) is typing.Literal:
+    if typing_extensions.is_typeddict(annotation):
+        return annotation if annotation in inside else _modern_typed_dict(annotation, inside | {annotation})
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if not arguments or origin is typing.Literal:
         return annotation
-    modern_arguments = tuple(_with_modern_typed_dicts(argument) for argument in arguments)
-    if all(new is old for new, old in zip(modern_arguments, arguments, strict=True)):
+    modern = tuple(_with_modern_typed_dicts(argument, inside) for argument in arguments)
+    if all(new is old for new, old in zip(modern, arguments, strict=True)):
         return annotation
-    origin = get_origin(annotation)
     if origin is Annotated:
-        return Annotated[(modern_arguments[0], *annotation.__metadata__)]
-    if origin in (typing.Union, getattr(sys.modules["types"], "UnionType", None)):
-        return typing.Union[modern_arguments]  # noqa: UP007
-    return annotation.copy_with(modern_arguments) if hasattr(annotation, "copy_with") else origin[modern_arguments]
+        return Annotated[(modern[0], *annotation.__metadata__)]
+    if origin in (typing.Union, types.UnionType):
+        return typing.Union[modern]  # noqa: UP007
+    return annotation.copy_with(modern) if hasattr(annotation, "copy_with") else origin[modern]
+
+
+def _modern_typed_dict(annotation: Any, inside: frozenset[Any]) -> Any:
+    import typing_extensions
+
+    fields: dict[str, Any] = {}
+    for key, hint in typing_extensions.get_type_hints(annotation, include_extras=True).items():
+        # where annotations are strings, only the resolved hint knows of Required and NotRequired
+        mark = get_origin(hint)
+        modern = _with_modern_typed_dicts(get_args(hint)[0] if mark in _FIELD_MARKS else hint, inside)
+        required = mark is typing.Required or (key in annotation.__required_keys__ and mark is not typing.NotRequired)
+        fields[key] = typing_extensions.Required[modern] if required else typing_extensions.NotRequired[modern]
+    make: Any = typing_extensions.TypedDict
+    made = make(annotation.__name__, fields)
+    made.__doc__ = annotation.__doc__
+    return made
 
 
 def _map_subschemas(schema: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:

@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+import pytest
+
+from v32.tools import ToolContext
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def context() -> ToolContext:
+    return ToolContext("call-1", "session-1")
