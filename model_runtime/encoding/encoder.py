@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast, get_args
 
-from ..errors import EncodingError
-from ..messages import ThinkingMode
-from .dialect import V32, Dialect, Segment, join
+from v32.model_runtime.encoding.dialect import V32, Dialect, Segment, join
+from v32.model_runtime.errors import EncodingError
+from v32.model_runtime.messages import ThinkingMode
 
 Message = Mapping[str, Any]
 

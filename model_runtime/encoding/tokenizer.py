@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError
-from .dialect import V32, Dialect, Segment
+from v32.model_runtime.encoding.dialect import V32, Dialect, Segment
+from v32.model_runtime.errors import CheckpointError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
