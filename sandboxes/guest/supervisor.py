@@ -726,6 +726,8 @@ def _empty(directory: str) -> None:
 
 
 def main() -> None:
+    if sys.argv[5] == "namespace" and posix.getpid() != 1:
+        raise SystemExit("the supervisor of a namespace ends every process it sees: it must be PID 1")
     peer, control_in, control_out = (int(argument) for argument in sys.argv[1:4])
     if control_in < 3:  # a pipe transport: keep foreign programs off it
         control_in, control_out = posix.dup(control_in), posix.dup(control_out)
