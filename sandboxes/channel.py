@@ -39,7 +39,11 @@ class Channel:
 
     def send(self, *fields: bytes) -> None:
         """Queue a frame and write what goes without blocking; `receive` writes the rest."""
-        self._unsent += pack(*fields)
+        self.send_raw(pack(*fields))
+
+    def send_raw(self, frame: bytes) -> None:
+        """As `send`, of a frame that is packed already."""
+        self._unsent += frame
         self._flush()
 
     def wake(self) -> None:
