@@ -20,7 +20,7 @@ from v32.sandboxes.sandbox import (
 if TYPE_CHECKING:
     from v32.sandboxes.attacks import AttackResult, run_attacks
     from v32.sandboxes.backends import open_sandbox, start_sandbox
-    from v32.sandboxes.report import BackendReport, report
+    from v32.sandboxes.probes import BackendReport, report
     from v32.sandboxes.unisolated import UnisolatedSandbox
 
 __all__ = [
@@ -50,8 +50,8 @@ _HOMES = {
     "open_sandbox": "backends",
     "start_sandbox": "backends",
     "UnisolatedSandbox": "unisolated",
-    "report": "report",
-    "BackendReport": "report",
+    "report": "probes",
+    "BackendReport": "probes",
     "run_attacks": "attacks",
     "AttackResult": "attacks",
 }

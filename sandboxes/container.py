@@ -12,11 +12,13 @@ import contextlib
 import os
 import shutil
 import subprocess
+import tempfile
+import threading
 import uuid
 from dataclasses import dataclass
 
 import anyio
-import anyio.abc
+import anyio.to_thread
 
 from v32.sandboxes import artefacts
 from v32.sandboxes.channel import Channel, ChannelClosed
@@ -32,13 +34,15 @@ IMAGE = "docker.io/library/python:3.12-slim"
 USER = "65534:65534"
 OPEN_SECONDS, FILE_SECONDS, CLOSE_SECONDS = 60.0, 60.0, 15.0
 PATH_LIMIT = 4096
+ANSWER_LIMIT = 16 << 20
 BOOTSTRAP = """\
 import base64, os, sys
 os.makedirs("/run/v32", exist_ok=True)
 for name, text in zip(sys.argv[1::2], sys.argv[2::2]):
     with open("/run/v32/" + name, "wb") as file: file.write(base64.b64decode(text))
 os.chmod("/run/v32", 0o555)
-os.execv(sys.executable, [sys.executable, "-I", "-S", "-B", "/run/v32/supervisor.py", "-1", "0", "1", "/workspace", "namespace"])
+supervisor = ["/run/v32/supervisor.py", "-1", "0", "1", "/workspace", "namespace"]
+os.execv(sys.executable, [sys.executable, "-I", "-S", "-B", *supervisor])
 """
 
 
@@ -77,7 +81,8 @@ def find_engine(image: str = IMAGE, runtime: str | None = None) -> Engine:
 
 async def open_container(policy: SandboxPolicy, engine: Engine | None = None) -> SupervisedSandbox:
     """Start a container and wait for its supervisor."""
-    engine = engine or await anyio.to_thread.run_sync(find_engine)
+    if engine is None:
+        engine = await anyio.to_thread.run_sync(find_engine)
     name = f"v32-{uuid.uuid4().hex[:16]}"
     process = subprocess.Popen(
         [*run_command(engine, policy, name), *program_inside()],
@@ -139,7 +144,7 @@ async def _greet(channel: Channel, policy: SandboxPolicy) -> None:
         max_processes=0,
         data_bytes=0,
         watch_bytes=policy.memory_bytes,
-        landlock=False,
+        landlock=True,
         keep_background=policy.background == "keep",
     )
     channel.send_raw(frame)
@@ -211,10 +216,7 @@ class _ContainerFiles:
         self._source = (GUEST.parent / "artefacts.py").read_text()
 
     async def read(self, path: str, max_bytes: int) -> bytes:
-        data = await self._run(path, "read", path, str(max_bytes))
-        if len(data) > max_bytes:
-            raise SandboxFileError(f"{path}: more than {max_bytes:,} bytes came back")
-        return data
+        return await self._run(path, "read", path, str(max_bytes), limit=max_bytes)
 
     async def write(self, path: str, data: bytes) -> None:
         await self._run(path, "write", path, stdin=data)
@@ -237,14 +239,32 @@ class _ContainerFiles:
     def close(self) -> None:
         return None
 
-    async def _run(self, shown: str, *arguments: str, stdin: bytes = b"") -> bytes:
+    async def _run(self, shown: str, *arguments: str, stdin: bytes = b"", limit: int = ANSWER_LIMIT) -> bytes:
         if "\0" in "".join(arguments):
             raise SandboxFileError(f"{shown!r}: is not the name of a file")
-        with anyio.move_on_after(FILE_SECONDS):
-            done = await anyio.run_process(
-                [*self._prefix, self._source, "/workspace", *arguments], input=stdin, check=False
-            )
-            if done.returncode == 0:
-                return done.stdout
-            raise SandboxFileError(done.stderr.decode("utf-8", "replace").strip()[-500:] or f"{shown}: not available")
-        raise SandboxFileError(f"{shown}: the container did not answer within {FILE_SECONDS:g} s")
+        command = [*self._prefix, self._source, "/workspace", *arguments]
+        code, out, err = await anyio.to_thread.run_sync(_run_bounded, command, stdin, limit, abandon_on_cancel=True)
+        if code != 0:
+            raise SandboxFileError(err.decode("utf-8", "replace").strip()[-500:] or f"{shown}: not available")
+        return out
+
+
+def _run_bounded(command: list[str], stdin: bytes, limit: int) -> tuple[int, bytes, bytes]:
+    """Run a program that may be hostile: neither its output nor its time is without end."""
+    with tempfile.TemporaryFile() as given:
+        given.write(stdin)
+        given.seek(0)
+        process = subprocess.Popen(command, stdin=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    timer = threading.Timer(FILE_SECONDS, process.kill)
+    timer.start()
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        out = process.stdout.read(limit + 1)
+        if len(out) > limit:
+            return -1, b"", b"more came back than was asked for"
+        return process.wait(), out, process.stderr.read(4096)
+    finally:
+        timer.cancel()
+        process.kill()
+        process.wait()
