@@ -225,11 +225,11 @@ def snippet(text: str, query: str, *, highlight: bool = False, limit: int = 300)
     if len(flat) <= limit:
         return _highlighted(flat, words) if highlight else flat
     places = [(place.start(), word) for place in _WORD.finditer(flat[:200_000]) if (word := _matching(place[0], words))]
-    start = _best_window(places, limit - 60)
-    start = flat.rfind(" ", 0, max(start - 40, 0)) + 1 if start > 40 else 0
+    found = _best_window(places, limit - 60)
+    start = (flat.find(" ", found - 40, found) + 1 or found) if found > 40 else 0
     end = start + limit - 2
-    if end < len(flat):
-        end = max(flat.rfind(" ", start + limit // 2, end + 1), start + limit // 2)
+    if end < len(flat) and (space := flat.rfind(" ", start + limit // 2, end + 1)) >= 0:
+        end = space
     cut = flat[start:end].strip()
     cut = _highlighted(cut, words) if highlight else cut
     return ("…" if start else "") + cut + ("…" if end < len(flat) else "")
