@@ -135,6 +135,17 @@ class Tags:
         match = self._broken.search(text, max(0, len(text) - HOLD_BACK))
         return match.start() if match else len(text)
 
+    def first_opening(self, text: str) -> int | None:
+        """Where the first call or block of calls opens in a complete text."""
+        start = 0
+        while True:
+            match, end = self.text.find(text, start, is_last=True)
+            if match is None:
+                return None
+            if not match["sure"] and not self.read(match[0]).is_close:
+                return end
+            start = match.end()
+
     def read(self, text: str) -> Tag:
         match = self._parts.fullmatch(text)
         assert match is not None, text
