@@ -167,11 +167,24 @@ def chat(random: Random, split: Split, toolset: Toolset) -> Task:
     return Task("chat", (turn,), (), toolset.builtin, toolset.records)
 
 
+def echo(random: Random, split: Split, toolset: Toolset) -> Task:
+    """Repeat a list of names and numbers: the first lesson, since every other kind needs exact copying."""
+    words = [
+        name(random, split) if random.random() < 0.6 else str(number(random, random.choice((1, 2, 3, 4))))
+        for _ in range(random.randint(1, 8))
+    ]
+    said = " ".join(words)
+    turn = Turn(phrase(random, split, phrasing.ECHO_FORMS, x=said), (), f"The user says {said}.", said)
+    return Task("echo", (turn,), (), toolset.builtin, toolset.records)
+
+
 TaskKind = Callable[[Random, Split, Toolset], Task]
 SEARCH_KINDS: tuple[TaskKind, ...] = (lookup, not_found, two_hop, two_calls, follow_up)
 SEARCH_AND_PYTHON_KINDS: tuple[TaskKind, ...] = (lookup_compute, compare)
 PYTHON_KINDS: tuple[TaskKind, ...] = (arithmetic,)
 RECORD_KINDS: tuple[TaskKind, ...] = (own_tool, error_retry)
+FIRST_LESSONS: tuple[TaskKind, ...] = (echo, echo, echo, chat, lookup, arithmetic)
+"""Short and full of copying; without a tools preamble."""
 KINDS: tuple[TaskKind, ...] = (
     *SEARCH_KINDS, *SEARCH_AND_PYTHON_KINDS, *PYTHON_KINDS, *RECORD_KINDS, chat,
 )  # fmt: skip
@@ -201,9 +214,7 @@ def _surround(world: World, facts: list[Fact], count: int) -> None:
 
 
 def _ask(random: Random, split: Split, fact: Fact) -> str:
-    forms = phrasing.NOUN_FORMS
-    if random.random() < 0.35:
-        forms = (fact.relation.question,)
+    forms = (fact.relation.question,) if random.random() < 0.35 else phrasing.NOUN_FORMS
     return phrase(random, split, forms, x=_noun(fact), s=fact.subject)
 
 

@@ -117,6 +117,9 @@ INTRODUCTIONS = (
 )
 
 
+ECHO_FORMS = ("Repeat: {x}", "Say this again: {x}", "Repeat after me: {x}", "Copy this: {x}")
+
+
 def phrase(random: Random, split: Split, forms: Sequence[str], **values: object) -> str:
     """A question of the split: lead, filled form, tail."""
     form = random.choice(forms)

@@ -27,8 +27,8 @@ MAX_HITS = 3
 class Toolbox:
     """What one task offers. `python` is made by the caller, who owns the sandbox."""
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
+    def __init__(self, task: Task, max_hits: int = MAX_HITS) -> None:
+        self.task, self.max_hits = task, max_hits
         self._records = {tool.name: tool for tool in task.records}
 
     @cached_property
@@ -38,7 +38,7 @@ class Toolbox:
     def tools(self, python: Tool | None) -> list[Tool]:
         """The offered tools in the task's order: built-in ones first."""
         builtin = {
-            "search": lambda: search_tool(self.index, topn=MAX_HITS),
+            "search": lambda: search_tool(self.index, topn=self.max_hits),
             "open_page": lambda: open_page_tool(self.index),
             "find": lambda: find_tool(self.index),
             "python": lambda: python,
@@ -49,7 +49,7 @@ class Toolbox:
     def simulate(self, call: DemonstratedCall) -> str:
         """The text that `call` returns."""
         if call.name == "search":
-            return format_hits(self.index.search(str(call.arguments["query"]), MAX_HITS))
+            return format_hits(self.index.search(str(call.arguments["query"]), self.max_hits))
         if call.name == "python":
             return _run_trusted(str(call.arguments["code"]))
         try:

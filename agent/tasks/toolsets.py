@@ -34,9 +34,9 @@ def random_toolset(random: Random) -> Toolset:
     if draw < 0.50:
         return Toolset(tuple(random.sample(("search", "python"), 2)))
     if draw < 0.60:
-        return Toolset((random.choice(("search", "python")),))
+        return Toolset(random.choice((("search",), ("python",), ("python", "bash"))))
     if draw < 0.70:
-        return Toolset(("search", "open_page", "find", "python"))
+        return Toolset(random.choice((("search", "open_page", "find", "python"), ("search", "python", "bash"))))
     if draw < 0.96:
         builtin = random.choice(((), (), ("python",), ("search", "python")))
         return Toolset(builtin, record_tools(random, random.choice((1, 1, 2, 3))))

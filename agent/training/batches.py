@@ -5,6 +5,7 @@ Nothing of the stream has to be saved to resume it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from v32.agent.tasks.kinds import TaskKind, chat, kinds_for
+from v32.agent.tasks.kinds import FIRST_LESSONS, TaskKind, chat, kinds_for
 from v32.agent.tasks.names import Split
 from v32.agent.tasks.task import Task, Toolset
 from v32.agent.tasks.toolbox import record_tool
@@ -26,6 +27,8 @@ IGNORED = -100
 POOL = 2
 """Batches drawn at a time; cutting the pool by length keeps padding low."""
 CHAT_WEIGHT = 0.4
+SEARCH_DEPTHS = (3, 3, 5)
+"""Search results per call, one choice a batch."""
 
 
 class PackedBatch(NamedTuple):
@@ -52,42 +55,53 @@ class Batches:
     tokens: int = 2048
     max_length: int = 560
 
-    def batch(self, number: int, *, bare: bool = False) -> PackedBatch:
-        """`bare`: no tools preamble, and only kinds that need no schema (the first lessons)."""
+    def batch(self, number: int, *, first_lessons: bool = False) -> PackedBatch:
+        """`first_lessons`: half the size, short kinds that are mostly copying, no tools preamble."""
         random = Random(f"{self.split}-{self.seed}-{self.rank}-{number}")
-        toolset = Toolset(("search", "python")) if bare else random_toolset(random)
-        specs = [] if bare else _specs(toolset)
-        prefix = preamble(specs, self.tokenizer, None if bare else random.choice(INSTRUCTIONS))
-        pool = sorted(self._pool(random, toolset), key=lambda pair: len(pair[1].token_ids))
-        return _pack(self._cut(random, pool), prefix, self.tokenizer.eos_id)
+        if first_lessons:
+            return self._packed(random, Toolset(("search", "python")), FIRST_LESSONS, [self.tokenizer.bos_id], 3, 2)
+        toolset, max_hits = random_toolset(random), random.choice(SEARCH_DEPTHS)
+        prefix = preamble(_specs(toolset, max_hits), self.tokenizer, random.choice(INSTRUCTIONS))
+        return self._packed(random, toolset, kinds_for(toolset), prefix, max_hits, 1)
 
-    def _pool(self, random: Random, toolset: Toolset) -> list[tuple[Task, Demonstration]]:
-        kinds = kinds_for(toolset)
+    def _packed(
+        self,
+        random: Random,
+        toolset: Toolset,
+        kinds: Sequence[TaskKind],
+        prefix: list[int],
+        max_hits: int,
+        divisor: int,
+    ) -> PackedBatch:
+        tokens = self.tokens // divisor
         weights = [CHAT_WEIGHT if kind is chat else 1.0 for kind in kinds]
         pool: list[tuple[Task, Demonstration]] = []
         size = 0
-        while size < POOL * self.tokens:
-            kind: TaskKind = random.choices(kinds, weights)[0]
-            task = kind(random, self.split, toolset)
-            demo = demonstrate(task, self.tokenizer)
+        while size < POOL * tokens:
+            task = random.choices(kinds, weights)[0](random, self.split, toolset)
+            demo = demonstrate(task, self.tokenizer, max_hits)
             if len(demo.token_ids) <= self.max_length:
                 pool.append((task, demo))
                 size += len(demo.token_ids)
-        return pool
-
-    def _cut(self, random: Random, by_length: list[tuple[Task, Demonstration]]) -> list[tuple[Task, Demonstration]]:
-        """Neighbours in length, from a random place, as many as fit."""
-        start = random.randrange(max(len(by_length) * (POOL - 1) // POOL, 1))
-        chosen: list[tuple[Task, Demonstration]] = []
-        for pair in by_length[start:]:
-            if chosen and (len(chosen) + 1) * len(pair[1].token_ids) > self.tokens:
-                break
-            chosen.append(pair)
-        return chosen
+        pool.sort(key=lambda pair: len(pair[1].token_ids))
+        return _pack(_neighbours(random, pool, tokens), prefix, self.tokenizer.eos_id)
 
 
-def _specs(toolset: Toolset) -> list[ToolSpec]:
-    return [*builtin_specs(toolset.builtin), *(spec_of(record_tool(record)) for record in toolset.records)]
+def _neighbours(
+    random: Random, by_length: list[tuple[Task, Demonstration]], tokens: int
+) -> list[tuple[Task, Demonstration]]:
+    """Neighbours in length, from a random place, as many as fit."""
+    start = random.randrange(max(len(by_length) * (POOL - 1) // POOL, 1))
+    chosen: list[tuple[Task, Demonstration]] = []
+    for pair in by_length[start:]:
+        if chosen and (len(chosen) + 1) * len(pair[1].token_ids) > tokens:
+            break
+        chosen.append(pair)
+    return chosen
+
+
+def _specs(toolset: Toolset, max_hits: int) -> list[ToolSpec]:
+    return [*builtin_specs(toolset.builtin, max_hits), *(spec_of(record_tool(record)) for record in toolset.records)]
 
 
 def _pack(chosen: list[tuple[Task, Demonstration]], prefix: list[int], pad: int) -> PackedBatch:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from v32.agent.tasks.task import Step, Task, Turn
-from v32.agent.tasks.toolbox import Toolbox
+from v32.agent.tasks.toolbox import MAX_HITS, Toolbox
 from v32.model_runtime.encoding.encoder import encode_segments
 from v32.model_runtime.encoding.tokenizer import ChatTokenizer
 from v32.model_runtime.messages import ToolSpec
@@ -32,9 +32,9 @@ def preamble(specs: Sequence[ToolSpec], tokenizer: ChatTokenizer, instructions: 
     return tokenizer.encode_segments(encode_segments([system], "thinking"))
 
 
-def demonstrate(task: Task, tokenizer: ChatTokenizer) -> Demonstration:
+def demonstrate(task: Task, tokenizer: ChatTokenizer, max_hits: int = MAX_HITS) -> Demonstration:
     """The task's conversation in thinking mode, as the model sees it while it answers the last user message."""
-    segments = encode_segments(conversation(task), "thinking", add_default_bos_token=False)
+    segments = encode_segments(conversation(task, max_hits), "thinking", add_default_bos_token=False)
     token_ids = tokenizer.encode_segments(segments)
     return Demonstration(token_ids, written_tokens(token_ids, tokenizer))
 
@@ -51,9 +51,9 @@ def written_tokens(token_ids: Sequence[int], tokenizer: ChatTokenizer) -> list[b
     return written
 
 
-def conversation(task: Task) -> list[dict[str, Any]]:
+def conversation(task: Task, max_hits: int = MAX_HITS) -> list[dict[str, Any]]:
     """OpenAI-shaped messages of the demonstration, without a system message."""
-    toolbox = Toolbox(task)
+    toolbox = Toolbox(task, max_hits)
     return [message for turn in task.turns for message in _turn(turn, toolbox)]
 
 

@@ -18,12 +18,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from v32.agent.tasks.kinds import KINDS
 from v32.agent.training.batches import IGNORED, Batches, PackedBatch
 from v32.agent.training.data_parallel import Ranks
 from v32.agent.training.muon import Muon
@@ -37,7 +38,7 @@ StageName = Literal["dense", "warmup", "sparse", "mtp"]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """`muon_lr` for matrices, `adam_lr` for the rest; `bare_steps` first steps go without the tools preamble."""
+    """`muon_lr` for matrices, `adam_lr` for the rest; the `lesson_steps` first steps are copying lessons."""
 
     name: StageName
     steps: int
@@ -46,7 +47,7 @@ class Stage:
     warm_steps: int = 40
     decay_share: float = 0.4
     final_lr: float = 0.02
-    bare_steps: int = 0
+    lesson_steps: int = 0
 
     def learning_rate_factor(self, step: int) -> float:
         """Linear warm-up, a plateau, linear decay over the last `decay_share` of the steps."""
@@ -55,7 +56,10 @@ class Stage:
         return rise * (self.final_lr + (1 - self.final_lr) * fall)
 
 
-class Losses(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """What one step computed; `correct` of the `written` tokens were the likeliest."""
+
     total: Tensor
     language: float
     index: float
@@ -115,11 +119,11 @@ class Trainer:
 
     def _train_step(self, stage: Stage) -> Losses:
         number = self.stage_idx * 1_000_000 + self.step
-        batch = self.batches.batch(number, bare=self.step < stage.bare_steps)
+        batch = self.batches.batch(number, first_lessons=self.step < stage.lesson_steps)
         losses = self._losses(stage, batch)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()  # type: ignore[no-untyped-call]
+        losses.total.backward()
         params = [param for group in self._groups() for param in group["params"]]
         self.ranks.average_gradients(params)
         torch.nn.utils.clip_grad_norm_([param for param in params if param.grad is not None], 1.0)
@@ -191,7 +195,8 @@ class Trainer:
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         stage = self.stages[self.stage_idx]
-        matrices, others = [], []
+        matrices: list[Tensor] = []
+        others: list[Tensor] = []
         for name, param in _trained(self.model, stage.name):
             (matrices if _is_for_muon(name, param) else others).append(param)
         optimizers: list[torch.optim.Optimizer] = []
@@ -224,8 +229,6 @@ class Trainer:
             is_exact = ((choice == batch.labels) | (batch.labels == IGNORED)).all(-1)
             seen.update(batch.kinds)
             exact.update(kind for kind, ok in zip(batch.kinds, is_exact.tolist()) if ok)
-        from v32.agent.tasks.kinds import KINDS
-
         names = [kind.__name__ for kind in KINDS]
         counts = self.ranks.total(torch.tensor([[exact[name], seen[name]] for name in names], dtype=torch.float32))
         by_kind = {name: f"{int(a)}/{int(b)}" for name, (a, b) in zip(names, counts.tolist()) if b}
@@ -314,8 +317,8 @@ def _trained(model: DeepseekV32ForCausalLM, stage: StageName) -> Iterable[tuple[
 
 
 def _is_for_muon(name: str, param: Tensor) -> bool:
-    """Muon for the projections; AdamW for embeddings, heads, gates, norms and the indexer."""
-    excluded = ("embed_tokens", "lm_head", "shared_head", "gate.weight", ".indexer.")
+    """Muon for the projections; AdamW for embeddings, heads, gates, norms, routed experts and the indexer."""
+    excluded = ("embed_tokens", "lm_head", "shared_head", "gate.weight", ".experts.", ".indexer.")
     return param.dim() == 2 and not any(part in name for part in excluded)
 
 
