@@ -42,13 +42,24 @@ class ConstraintCompiler:
 
         `UnsupportedSchemaError` names the tool whose calls cannot be written, or the unknown tool choice.
         """
-        key = canonical_json([[tool.to_openai() for tool in tools], tool_choice, thinking_mode, parallel_calls])
+        key = _key(tools, tool_choice, thinking_mode, parallel_calls)
         with self._lock:
             if key not in self._constraints:
                 if len(self._constraints) >= _CACHED_CONSTRAINTS:
                     self._constraints.pop(next(iter(self._constraints)))
                 self._constraints[key] = self._compile(tools, tool_choice, thinking_mode, parallel_calls)
             return self._constraints[key]
+
+    def compiled(
+        self,
+        tools: Sequence[ToolSpec],
+        tool_choice: ToolChoice = "auto",
+        thinking_mode: ThinkingMode = "thinking",
+        *,
+        parallel_calls: bool = True,
+    ) -> GrammarConstraint | None:
+        """The constraint if it is in the cache; takes no time."""
+        return self._constraints.get(_key(tools, tool_choice, thinking_mode, parallel_calls))
 
     def _compile(
         self, tools: Sequence[ToolSpec], tool_choice: ToolChoice, thinking_mode: ThinkingMode, parallel_calls: bool
@@ -92,3 +103,7 @@ class ConstraintCompiler:
             return self.tokenizer.token_bytes(token_id)
         is_dsml = self.tokenizer.marker_of(token_id) == self.tokenizer.dialect.dsml
         return self.tokenizer.token_bytes(token_id) if is_dsml else b""
+
+
+def _key(tools: Sequence[ToolSpec], tool_choice: ToolChoice, thinking_mode: ThinkingMode, parallel_calls: bool) -> str:
+    return canonical_json([[tool.to_openai() for tool in tools], tool_choice, thinking_mode, parallel_calls])

@@ -87,10 +87,10 @@ class GrammarMatcher:
     def forced_tokens(self) -> list[int]:
         if self._matcher.is_terminated():
             return []
-        text = self._matcher.find_jump_forward_string()
-        left = self._text_before() if text else None
-        if not text or left is None:
-            return []
+        left = self._text_before()
+        text = "" if left is None else self._forced_text()
+        if left is None or not text:
+            return [self._tokenizer.eos_id] if self._must_end() else []
         return self._accepted_part(self._forcing.tokens(left, text, self._starts_after(text)))
 
     def _may_be_accepted(self, token_id: int) -> bool:
@@ -100,6 +100,13 @@ class GrammarMatcher:
         if token_id in (self._tokenizer.eos_id, self._tokenizer.think_close_id):
             return True
         return self._tokenizer.marker_of(token_id) == self._tokenizer.dialect.dsml
+
+    def _forced_text(self) -> str:
+        """Empty also where what is forced ends inside a character."""
+        try:
+            return str(self._matcher.find_jump_forward_string())
+        except UnicodeDecodeError:
+            return ""
 
     def _text_before(self) -> str | None:
         """The text of the last tokens, back to a control token; None inside a character."""
@@ -114,6 +121,15 @@ class GrammarMatcher:
             return data[start:].decode()
         except UnicodeDecodeError:
             return None
+
+    def _must_end(self) -> bool:
+        """Whether only the end of the sentence is left, as after a block; looked into only where a tag may end."""
+        if not self._ids or not self._tokenizer.token_bytes(self._ids[-1]).endswith(b">"):
+            return False
+        if not self._matcher.is_completed():
+            return False
+        self._matcher.fill_next_token_bitmask(self._scratch.view(1, -1))
+        return int(np.bitwise_count(self._scratch.numpy()).sum()) == 1
 
     def _starts_after(self, text: str) -> list[str] | None:
         """The characters that may follow a forced text ("" for a control token); None if there are many."""

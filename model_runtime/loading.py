@@ -1,0 +1,183 @@
+"""From a source as a user writes it to a chat model: a checkpoint in this process, or a server elsewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from v32.model_runtime.chat import ChatModel
+from v32.model_runtime.checkpoint.source import resolve_source
+from v32.model_runtime.checkpoint.variant import VariantChoice, detect_variant
+from v32.model_runtime.encoding import ChatTokenizer
+from v32.model_runtime.errors import CheckpointError
+from v32.model_runtime.generators.generator import SamplingParams
+from v32.model_runtime.messages import ThinkingMode
+
+if TYPE_CHECKING:
+    import torch
+
+    from v32.model_runtime.generators import LocalGenerator, SGLangGenerator, VLLMGenerator
+
+_SERVER = re.compile(r"(vllm|sglang)\+(https?://.+)")
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def load_model(
+    source: str | Path | None = None,
+    *,
+    variant: VariantChoice = "auto",
+    device: str = "auto",
+    dtype: str = "auto",
+    thinking_mode: ThinkingMode = "thinking",
+    grammar: bool = True,
+    kv_budget_bytes: int | None = None,
+    max_context: int | None = None,
+    max_batch_tokens: int = 512,
+    tokenizer: str | Path | None = None,
+    server_model: str | None = None,
+    server_headers: Mapping[str, str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ChatModel:
+    """A chat model, ready to complete.
+
+    `source`: a folder in Hugging Face layout, the id of a repository in the local Hugging Face cache,
+    `vllm+http://host:port` or `sglang+http://host:port`, or nothing for the tiny checkpoint that comes with v32.
+    `variant`: what the model is, where its name and files do not say. `grammar`: whether calls are held to the
+    schemas of the offered tools while they are sampled. `tokenizer`: the folder of a tokenizer.json, needed for a
+    server; `server_model`: which of its models. Raises `CheckpointError` or `GeneratorError` with the remedy.
+    """
+    if thinking_mode not in ("thinking", "chat"):
+        raise ValueError(f"thinking_mode is {thinking_mode!r}; choose thinking or chat")
+    server = _SERVER.fullmatch(str(source))
+    if server:
+        from v32.model_runtime.grammar.server import ServerConstraintCompiler
+
+        folder = _tokenizer_folder(tokenizer, str(source))
+        chat_tokenizer = ChatTokenizer.from_dir(folder)
+        remote = _connect(server[1], server[2], server_model, server_headers, max_context)
+        return ChatModel(
+            remote,
+            chat_tokenizer,
+            variant=detect_variant(remote.model, variant),
+            thinking_mode=thinking_mode,
+            grammar=grammar,
+            compiler=ServerConstraintCompiler(chat_tokenizer),
+            sampling=sampling_defaults(folder),
+        )
+    folder = resolve_source(source)
+    # What is cheap to check comes first: the weights may take minutes.
+    chat_tokenizer, vocab_size = _checked_tokenizer(folder, Path(tokenizer) if tokenizer else folder)
+    recognised, sampling = detect_variant(folder, variant), sampling_defaults(folder)
+    local = _load(folder, device, dtype, kv_budget_bytes, max_context, max_batch_tokens, progress)
+    return ChatModel(
+        local,
+        chat_tokenizer,
+        variant=recognised,
+        thinking_mode=thinking_mode,
+        grammar=grammar,
+        sampling=sampling,
+        vocab_size=vocab_size,
+    )
+
+
+def sampling_defaults(folder: Path) -> SamplingParams:
+    """The sampling that generation_config.json recommends; where it says nothing, the model card's."""
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return SamplingParams()
+    defaults = SamplingParams()
+    try:
+        recommended: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if recommended.get("do_sample") is False:
+            return SamplingParams(temperature=0.0)
+        temperature = float(recommended.get("temperature", defaults.temperature))
+        return SamplingParams(temperature, float(recommended.get("top_p", defaults.top_p)))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file} is no generation config: {error}; repair or delete it") from error
+
+
+def _checked_tokenizer(folder: Path, tokenizer_folder: Path) -> tuple[ChatTokenizer, int]:
+    """The tokenizer of a checkpoint, and the size of the model's vocabulary, which holds all of its ids."""
+    from v32.model_runtime.checkpoint import check_tokenizer
+    from v32.model_runtime.config import DeepseekV32Config
+
+    config = DeepseekV32Config.from_dir(folder)
+    tokenizer = ChatTokenizer.from_dir(tokenizer_folder)
+    check_tokenizer(config, tokenizer.vocab_size, str(tokenizer_folder / "tokenizer.json"))
+    return tokenizer, config.vocab_size
+
+
+def _load(
+    folder: Path,
+    device: str,
+    dtype: str,
+    kv_budget_bytes: int | None,
+    max_context: int | None,
+    max_batch_tokens: int,
+    progress: Callable[[int, int], None] | None,
+) -> LocalGenerator:
+    from v32.model_runtime.checkpoint import load_checkpoint
+    from v32.model_runtime.checkpoint.manifest import Manifest
+    from v32.model_runtime.engine import Engine
+    from v32.model_runtime.generators import LocalGenerator
+
+    place = _device(device)
+    model = load_checkpoint(folder, device=place, dtype=_dtype(dtype), progress=progress)
+    engine = Engine(
+        model,
+        max_batch_tokens=max_batch_tokens,
+        kv_budget_bytes=kv_budget_bytes or _kv_budget(place),
+        max_context=max_context,
+    )
+    manifest = Manifest.read(folder)
+    return LocalGenerator(engine, name=folder.name, fingerprint=manifest.fingerprint if manifest else None)
+
+
+def _connect(
+    kind: str, url: str, model: str | None, headers: Mapping[str, str] | None, max_context: int | None
+) -> VLLMGenerator | SGLangGenerator:
+    from v32.model_runtime.generators import SGLangGenerator, VLLMGenerator
+    from v32.model_runtime.generators.server import Server
+
+    server = Server(url, headers=headers)
+    if kind == "vllm":
+        return VLLMGenerator.connect(server, model, max_context)
+    return SGLangGenerator.connect(server, model, max_context)
+
+
+def _tokenizer_folder(tokenizer: str | Path | None, source: str) -> Path:
+    if tokenizer is None:
+        raise CheckpointError(
+            f"{source} takes and gives token ids; give tokenizer=, the folder with the model's tokenizer.json"
+        )
+    return Path(tokenizer) if Path(tokenizer).is_dir() else resolve_source(tokenizer)
+
+
+def _device(device: str) -> torch.device:
+    import torch
+
+    if device != "auto":
+        return torch.device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _dtype(dtype: str) -> torch.dtype | None:
+    import torch
+
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; choose from {', '.join(_DTYPES)}")
+    chosen: torch.dtype | None = None if dtype == "auto" else getattr(torch, dtype)
+    return chosen
+
+
+def _kv_budget(device: torch.device) -> int:
+    """On a GPU most of what the weights have left, else 1 GiB."""
+    import torch
+
+    if device.type != "cuda":
+        return 1 << 30
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free * 0.8)
