@@ -125,8 +125,13 @@ class DeepseekV32Config:
         block = quantization.get("weight_block_size", [128, 128])
         if list(block) != [128, 128]:
             raise CheckpointError(f"weight_block_size {block} is not supported; use [128, 128]")
+        for key, value in _ONLY.items():
+            if data.get(key) not in (None, value):
+                raise CheckpointError(f"config.json has {key} {data[key]!r}; this runtime computes {value!r} only")
         known = {field.name for field in fields(cls)} - {"rope_theta", "rope_scaling", "is_fp8", "scale_fmt"}
         values = {key: data[key] for key in known if data.get(key) is not None}
+        for key, value in values.items():
+            _check_type(key, value, type(getattr(_DEFAULTS, key)))
         theta, scaling = _rope(data)
         return cls(
             **values,
@@ -155,6 +160,26 @@ class DeepseekV32Config:
                 "scale_fmt": self.scale_fmt,
             }
         return data
+
+
+_DEFAULTS = DeepseekV32Config()
+# What other models of the family vary, and this one does not.
+_ONLY = {
+    "hidden_act": "silu",
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+    "moe_layer_freq": 1,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
+
+
+def _check_type(key: str, value: Any, kind: type) -> None:
+    fits = isinstance(value, int | float if kind is float else kind)
+    if not fits or (kind is not bool and isinstance(value, bool)):
+        raise CheckpointError(
+            f"config.json has {key} {value!r}; it must be {'a number' if kind is float else kind.__name__}"
+        )
 
 
 def _rope(data: Mapping[str, Any]) -> tuple[float, YarnScaling | None]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from v32.kernels.sample import counter_uniform, sample
 from v32.model_runtime.checkpoint.loader import FLOATS, load_checkpoint
 from v32.model_runtime.checkpoint.source import resolve_source
+from v32.model_runtime.engine import Engine
+from v32.model_runtime.errors import GeneratorError
+from v32.model_runtime.generators.generator import SamplingParams
 from v32.model_runtime.model.attention import FullAttention
 from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
 
@@ -54,20 +55,22 @@ def generate_ids(
     temperature: float = 0.0,
     seed: int | None = None,
 ) -> list[int]:
-    """The continuation of `token_ids`: up to `max_new_tokens` ids, ending with the end-of-sentence id if it comes.
+    """The continuation of `token_ids` by the engine: at most `max_new_tokens`, the last one the end-of-sentence id.
 
     Temperature 0 is greedy; above, tokens are drawn from the whole distribution, the same ones for the same seed.
     """
     model = load_checkpoint(resolve_source(model_dir), dtype=torch.float32)
-    seed = secrets.randbits(63) if seed is None else seed
-    ids = list(token_ids)
-    for step in range(max_new_tokens):
-        ids.append(_draw(full_logits(model, ids)[-1:], temperature, counter_uniform(seed, step)))
-        if ids[-1] == model.config.eos_token_id:
-            break
-    return ids[len(token_ids) :]
-
-
-def _draw(logits: Tensor, temperature: float, uniform: float) -> int:
-    row = logits.new_tensor
-    return int(sample(logits, row([temperature]), row([1.0]), row([uniform], dtype=torch.float64)).ids)
+    params = SamplingParams(
+        temperature=temperature,
+        top_p=1.0,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        stop_token_ids=(model.config.eos_token_id,),
+    )
+    engine = Engine(model)
+    sequence = engine.add(token_ids, params)
+    while engine.has_work:
+        engine.step()
+    if isinstance(sequence.last_event, GeneratorError):
+        raise sequence.last_event
+    return sequence.token_ids[len(token_ids) :]

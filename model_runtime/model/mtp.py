@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from v32.model_runtime.config import DeepseekV32Config
 from v32.model_runtime.model.attention import Attention
+from v32.model_runtime.model.embedding import embedding
 from v32.model_runtime.model.layer import DecoderLayer
 from v32.model_runtime.model.linear import Linear
 from v32.model_runtime.model.norm import RMSNorm
@@ -27,7 +28,7 @@ class MTPLayer(DecoderLayer):
     def __init__(self, config: DeepseekV32Config, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         size = config.hidden_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, size)
+        self.embed_tokens = embedding(config)
         self.enorm = RMSNorm(size, config.rms_norm_eps)
         self.hnorm = RMSNorm(size, config.rms_norm_eps)
         self.eh_proj = Linear(2 * size, size)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from v32.kernels.fp8_gemm import ActScaleFormat
 from v32.model_runtime.config import DeepseekV32Config
 from v32.model_runtime.model.attention import Attention
+from v32.model_runtime.model.embedding import embedding
 from v32.model_runtime.model.indexer import Indexer
 from v32.model_runtime.model.layer import DecoderLayer
 from v32.model_runtime.model.linear import Linear
@@ -28,7 +29,7 @@ class DeepseekV32Model(nn.Module):
     def __init__(self, config: DeepseekV32Config, *, with_mtp: bool) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = embedding(config)
         depth = config.num_hidden_layers
         extra = config.num_nextn_predict_layers if with_mtp else 0
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(depth))

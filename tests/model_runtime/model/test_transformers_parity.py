@@ -125,3 +125,17 @@ def test_long_contexts_agree(make_pair: Callable[..., Any], seed: int) -> None:
     pair = make_pair(40 + seed, index_topk=64, index_n_heads=32)
     ids = torch.randint(0, 211, (1, 700))
     assert relative_error(our_logits(pair.ours, ids), pair.their_logits(ids)) < TOLERANCE
+
+
+def test_drawn_tokens_repeat_with_their_seed(make_pair: Callable[..., Any]) -> None:
+    folder = make_pair(50).folder
+    drawn = [generate_ids(folder, [5, 6, 7], 24, temperature=1.0, seed=seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize("function", [score, lambda folder, ids: generate_ids(folder, ids, 3)])
+def test_ids_that_the_model_does_not_have_are_refused(make_pair: Callable[..., Any], function: Any) -> None:
+    folder = make_pair(51, num_hidden_layers=1).folder
+    for ids, message in (([], "empty"), ([3, 211], "211"), ([-1], "-1")):
+        with pytest.raises(ValueError, match=message):
+            function(folder, ids)
