@@ -1,19 +1,13 @@
-"""The calls of one completion on their way to their results: in what order they stand, and how far each has come."""
+"""The calls of one completion on their way to their results: how far each has come."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from v32.agent.events import CallResult, ToolStarted
-from v32.model_runtime.messages import Completion, MalformedToolCall, ToolCall
+from v32.model_runtime.messages import MalformedToolCall, ToolCall
 
 Call = ToolCall | MalformedToolCall
-
-
-def calls_of(completion: Completion) -> tuple[Call, ...]:
-    """Every call of a completion, well-formed or not, in the order in which the model wrote them."""
-    parsed = completion.parsed
-    return tuple(sorted([*parsed.tool_calls, *parsed.malformed], key=lambda call: int(call.id.rpartition("_")[2])))
 
 
 @dataclass(slots=True)

@@ -54,13 +54,13 @@ class ContextPolicy:
 async def make_room(session: Session) -> None:
     """Shorten the session until the next completion has room; `ContextOverflowError` if nothing helps."""
     policy, max_context = session.agent.context, session.agent.model.max_context
-    while len(session.transcript.ids) > policy.threshold * max_context:
+    while len(session.transcript) > policy.threshold * max_context:
         kept = kept_by(policy.strategy, session.history)
         if kept is None:
             break
         session.record(await _rebase(session, policy.strategy, kept))
-    if len(session.transcript.ids) >= max_context:
-        raise ContextOverflowError(len(session.transcript.ids), max_context)
+    if len(session.transcript) >= max_context:
+        raise ContextOverflowError(len(session.transcript), max_context)
 
 
 def kept_by(strategy: Strategy, history: Sequence[Spoken]) -> tuple[int, ...] | None:
@@ -82,8 +82,8 @@ async def _rebase(session: Session, strategy: Strategy, kept: tuple[int, ...]) -
         kept,
         note=note,
         usage=usage,
-        tokens_before=len(session.transcript.ids),
-        tokens_after=len(session.transcript_of(session.shortened(kept, note)).ids),
+        tokens_before=len(session.transcript),
+        tokens_after=len(session.transcript_of(session.shortened(kept, note))),
     )
 
 

@@ -32,6 +32,8 @@ OVER_LIMIT = "Error: not run, because the limit of tool calls is reached. Answer
 
 async def run_calls(session: Session, may_call: int | None = None) -> None:
     """Give every open call without a result its result; at most `may_call` of them are run."""
+    if may_call is not None:
+        may_call -= sum(result.was_run for result in session.open_calls.results.values())
     limiter = anyio.CapacityLimiter(session.agent.max_parallel_calls)
     failures: list[Exception] = []
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from v32.agent.errors import JournalError
 from v32.model_runtime.messages import ToolSpec
+from v32.model_runtime.transcript import Transcript
 
 if TYPE_CHECKING:
     from v32.agent.agent import Agent
     from v32.model_runtime.chat import ChatModel
-    from v32.model_runtime.transcript import Transcript
 
 Role = Literal["system", "developer"]
 
@@ -30,8 +30,17 @@ class Prelude:
     def tool_names(self) -> tuple[str, ...]:
         return tuple(tool.name for tool in self.tools)
 
-    def start_transcript(self, model: ChatModel) -> Transcript:
-        return model.start_transcript(instructions=self.instructions, tools=self.tools, role=self.role)
+    def start_transcript(self, model: ChatModel, first_call_index: int = 0) -> Transcript:
+        if self.tools:
+            model.check_tools_supported()
+        return Transcript(
+            model.tokenizer,
+            instructions=self.instructions,
+            tools=self.tools,
+            thinking_mode=model.thinking_mode,
+            role=self.role,
+            first_call_index=first_call_index,
+        )
 
     def to_header(self, model: ChatModel) -> dict[str, Any]:
         """The fields of a journal's header that let another process start the same session."""
@@ -54,7 +63,7 @@ class Prelude:
 
 
 def _check_model(then: Mapping[str, Any], now: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    for part in ("tokenizer", "fingerprint"):
+    for part in ("tokenizer", "fingerprint", "thinking_mode"):
         if then.get(part) != now.get(part):
             raise JournalError(
                 f"{path} was written with another model ({part} {then.get(part)!r}, here {now.get(part)!r}); "

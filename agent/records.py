@@ -24,7 +24,8 @@ from v32.agent.events import (
     UserSaid,
 )
 from v32.agent.limits import StopReason
-from v32.model_runtime.messages import Completion, MalformedToolCall, ParsedCompletion, ToolCall, Usage
+from v32.model_runtime.messages import Usage
+from v32.model_runtime.transcript import completion_from_state
 
 Record = dict[str, Any]
 
@@ -49,21 +50,6 @@ def from_record(record: Mapping[str, Any]) -> Durable:
     return _READERS[record["type"]](record)
 
 
-def _completed(record: Mapping[str, Any]) -> Completed:
-    parsed = dict(record["parsed"])
-    parsed["tool_calls"] = [ToolCall(**call) for call in parsed["tool_calls"]]
-    parsed["malformed"] = [MalformedToolCall(**call) for call in parsed["malformed"]]
-    logprobs = record["logprobs"]
-    completion = Completion(
-        token_ids=tuple(record["token_ids"]),
-        parsed=ParsedCompletion(**parsed),
-        finish_reason=record["finish_reason"],
-        usage=Usage(**record["usage"]),
-        logprobs=None if logprobs is None else tuple(logprobs),
-    )
-    return Completed(completion)
-
-
 def _call_result(record: Mapping[str, Any]) -> CallResult:
     return CallResult(**{name: record[name] for name in CallResult.__dataclass_fields__})
 
@@ -75,7 +61,7 @@ def _rebased(record: Mapping[str, Any]) -> Rebased:
 
 _READERS: dict[str, Callable[[Mapping[str, Any]], Durable]] = {
     "user_said": lambda record: UserSaid(record["text"], record["note"]),
-    "completed": _completed,
+    "completed": lambda record: Completed(completion_from_state(record)),
     "tool_started": lambda record: ToolStarted(record["call_id"], record["name"], record["arguments"]),
     "tool_finished": lambda record: ToolFinished(_call_result(record)),
     "tools_returned": lambda record: ToolsReturned(tuple(map(_call_result, record["results"])), record["seconds"]),

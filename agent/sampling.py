@@ -14,16 +14,13 @@ if TYPE_CHECKING:
     from v32.model_runtime.generators.generator import SamplingParams
 
 
-def sampling_of_turn(agent: Agent, progress: Progress) -> SamplingParams | None:
+def sampling_of_turn(agent: Agent, progress: Progress) -> SamplingParams:
     """The agent's parameters, with a seed of this turn's own and no more tokens than the run has left."""
-    from v32.model_runtime.generators.generator import SamplingParams
-
-    left = tokens_left(agent.limits, progress)
-    params = agent.params
-    if params is not None and params.seed is not None:
+    params = agent.params or agent.model.sampling
+    if params.seed is not None:
         params = replace(params, seed=seed_of_turn(params.seed, progress.turns))
+    left = tokens_left(agent.limits, progress)
     if left is not None:
-        params = params or SamplingParams()
         most = left if params.max_new_tokens is None else min(left, params.max_new_tokens)
         params = replace(params, max_new_tokens=most)
     return params

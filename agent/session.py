@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
-from v32.agent.calls import OpenCalls, calls_of
+from v32.agent.calls import OpenCalls
 from v32.agent.errors import SessionError
 from v32.agent.events import (
     CallResult,
@@ -41,13 +41,13 @@ from v32.agent.prelude import Prelude
 from v32.agent.records import to_record
 from v32.agent.result import Account, RunResult
 from v32.agent.turn import take_turns
-from v32.model_runtime.messages import ToolResult
+from v32.model_runtime.messages import Completion, ToolResult
+from v32.model_runtime.transcript import Entry, Transcript, calls_in_order
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from v32.agent.agent import Agent
-    from v32.model_runtime.transcript import Transcript
 
 
 class Session:
@@ -65,7 +65,7 @@ class Session:
         self.agent = agent
         self.prelude = prelude or agent.prelude
         self.history: list[Spoken] = []
-        self.transcript = self._fold(())
+        self.transcript = self.prelude.start_transcript(agent.model)
         self.open_calls = OpenCalls()
         self.account = Account()
         self._announce: Callable[[Event], None] = _nobody_listens
@@ -157,6 +157,12 @@ class Session:
         """A user message waits for its answer: `run()` goes on with it."""
         return bool(self.history) and self.account.stopped is None
 
+    @property
+    def last_answer(self) -> Completion | None:
+        """The completion that the session ends with, if it made no calls."""
+        last = self.history[-1] if self.history else None
+        return last.completion if isinstance(last, Completed) and not self.open_calls else None
+
     def record(self, event: Durable) -> None:
         """Journal an event, apply it, announce it."""
         if self._journal is not None:
@@ -177,8 +183,10 @@ class Session:
         return history
 
     def transcript_of(self, history: Sequence[Spoken]) -> Transcript:
-        """The transcript that this session would have, had only this been said."""
-        return self._fold(history)
+        """The transcript that this session would have, had only this been said; its calls are numbered on."""
+        transcript = self.prelude.start_transcript(self.agent.model, self.transcript.next_call_index)
+        transcript.extend(map(_entry_of, history))
+        return transcript
 
     def _apply(self, event: Durable) -> None:
         match event:
@@ -187,7 +195,7 @@ class Session:
                 self._speak(event)
             case Completed(completion):
                 self._speak(event)
-                self.open_calls = OpenCalls(calls_of(completion))
+                self.open_calls = OpenCalls(tuple(calls_in_order(completion.parsed)))
             case ToolStarted():
                 self.open_calls.start(event)
             case ToolFinished(result):
@@ -197,18 +205,12 @@ class Session:
                 self.open_calls = OpenCalls()
             case Rebased(kept=kept, note=note):
                 self.history = self.shortened(kept, note)
-                self.transcript = self._fold(self.history)
+                self.transcript = self.transcript_of(self.history)
         self.account.apply(event)
 
     def _speak(self, event: Spoken) -> None:
-        _extend(self.transcript, event)
+        self.transcript.extend([_entry_of(event)])
         self.history.append(event)
-
-    def _fold(self, history: Sequence[Spoken]) -> Transcript:
-        transcript = self.prelude.start_transcript(self.agent.model)
-        for event in history:
-            _extend(transcript, event)
-        return transcript
 
     async def _run(self, prompt: str | None, announce: Callable[[Event], None]) -> RunResult:
         with self._exclusively(announce):
@@ -288,14 +290,14 @@ class Session:
             self._idle.set()
 
 
-def _extend(transcript: Transcript, event: Spoken) -> None:
+def _entry_of(event: Spoken) -> Entry:
     match event:
         case UserSaid():
-            transcript.append_user(event.prompt)
+            return event.prompt
         case Completed(completion):
-            transcript.append_completion(completion)
+            return completion
         case ToolsReturned(results):
-            transcript.append_results([ToolResult(result.call_id, result.text) for result in results])
+            return tuple(ToolResult(result.call_id, result.text) for result in results)
 
 
 def _without_lone_surrogates(text: str) -> str:

@@ -23,27 +23,26 @@ if TYPE_CHECKING:
 
 
 async def take_turns(session: Session) -> Stopped:
-    """Carry on from wherever the session stands: before a completion, or with calls that wait for their results."""
+    """Carry on from wherever the session stands: before a completion, after it, or between calls and results."""
     limits = session.agent.limits
     while True:
-        if not session.open_calls:
-            if limit := reached(limits, session.account.progress):
-                return Stopped(*limit)
+        if session.open_calls:
+            may_call = calls_left(limits, session.account.progress)
+            started = time.monotonic()
+            await run_calls(session, may_call)
+            session.record(ToolsReturned(session.open_calls.in_call_order(), time.monotonic() - started))
+            if may_call == 0:
+                return Stopped(StopReason.TOOL_CALL_LIMIT, f"called on after {limits.tool_calls} tool calls")
+        elif answer := session.last_answer:
+            return ended_by(answer)
+        elif limit := reached(limits, session.account.progress):
+            return Stopped(*limit)
+        else:
             try:
                 await make_room(session)
-                completion = await complete(session)
+                session.record(Completed(await complete(session)))
             except ContextOverflowError as error:
                 return Stopped(StopReason.CONTEXT_OVERFLOW, str(error))
-            session.record(Completed(completion))
-            if not session.open_calls:
-                return ended_by(completion)
-
-        may_call = calls_left(limits, session.account.progress)
-        started = time.monotonic()
-        await run_calls(session, may_call)
-        session.record(ToolsReturned(session.open_calls.in_call_order(), time.monotonic() - started))
-        if may_call == 0:
-            return Stopped(StopReason.TOOL_CALL_LIMIT, f"called on after {limits.tool_calls} tool calls")
 
 
 async def complete(session: Session) -> Completion:

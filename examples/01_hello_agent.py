@@ -1,4 +1,4 @@
-"""The smallest agent: a model, one tool, one question. Without a path, `load_model` takes the checkpoint that comes along."""
+"""The smallest agent: a model, a tool, a question. `load_model()` takes the checkpoint that comes along."""
 
 from v32.agent import Agent
 from v32.model_runtime import load_model

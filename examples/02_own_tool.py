@@ -1,4 +1,4 @@
-"""A tool of your own: types and docstring become the schema; what goes wrong is told to the model, which tries again."""
+"""A tool of your own: types and docstring become the schema; what goes wrong, the model reads, and tries again."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""A code agent: every session has Python and a shell in a sandbox of its own; variables and files last as long as it."""
+"""A code agent: every session has Python and a shell in a sandbox of its own, with their variables and files."""
 
 import asyncio
 

@@ -1,6 +1,6 @@
 """A search agent over a folder of documents, as V3.2 was trained to be one: developer role, cited answer.
 
-    python examples/search_agent.py DIR "question"
+$ python examples/search_agent.py DIR "question"
 """
 
 import sys

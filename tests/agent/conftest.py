@@ -33,8 +33,9 @@ def anyio_backend() -> str:
 def scripted(tokenizer: ChatTokenizer) -> Callable[..., ChatModel]:
     """`scripted(completion, ...)`: a model that says these completions, one after another."""
 
-    def model(*completions: str, max_context: int = 100_000) -> ChatModel:
-        return ChatModel(ScriptedGenerator(tokenizer, completions, max_context=max_context), tokenizer)
+    def model(*completions: str, max_context: int = 100_000, **options: Any) -> ChatModel:
+        generator = ScriptedGenerator(tokenizer, completions, max_context=max_context)
+        return ChatModel(generator, tokenizer, **{"grammar": False, **options})
 
     return model
 

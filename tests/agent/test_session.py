@@ -9,7 +9,17 @@ from typing import Any
 import anyio
 import pytest
 
-from v32.agent import Agent, JournalError, Session, SessionError, StopReason, ToolStarted, read_journal
+from v32.agent import (
+    Agent,
+    JournalError,
+    RunResult,
+    Session,
+    SessionError,
+    StopReason,
+    ToolFinished,
+    ToolStarted,
+    read_journal,
+)
 from v32.tools import tool
 
 pytestmark = pytest.mark.anyio
@@ -32,9 +42,10 @@ async def test_cancelling_keeps_what_is_finished_and_the_session_goes_on(scripte
     model = scripted(say.calls(("double", {"number": 4}), ("forever", {})), say.answer("8, I think"))
     async with Agent(model, tools=[double, forever]).session() as session:
         async for event in session.stream("Go."):
-            if isinstance(event, ToolStarted) and event.name == "forever":
+            if isinstance(event, ToolFinished):
                 session.cancel()
             result = event
+        assert isinstance(result, RunResult)
         assert result.stop_reason is StopReason.CANCELLED
         assert [r.outcome for r in result.steps[0].results] == ["ok", "cancelled"]
         assert (await session.run("And now?")).output == "8, I think"
