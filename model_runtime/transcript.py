@@ -55,8 +55,12 @@ class Transcript:
         thinking_mode: str = "thinking",
         role: Role = "system",
         response_format: Mapping[str, Any] | None = None,
+        first_call_index: int = 0,
     ) -> None:
-        """With role "developer", tools, response format and instructions go into the first user message."""
+        """With role "developer", tools, response format and instructions go into the first user message.
+
+        `first_call_index`: where the numbers of the calls begin, for a conversation that goes on with another's.
+        """
         if role not in get_args(Role):
             raise EncodingError(f"role is {role!r}; choose 'system' or 'developer'")
         self.tokenizer = tokenizer
@@ -66,7 +70,7 @@ class Transcript:
         self.role: Role = role
         self.response_format = dict(response_format) if response_format else None
         self._entries: list[Entry] = []
-        self._num_calls = 0
+        self._num_calls = first_call_index
         self._pending: list[str] = []
         """Ids of the calls that await their results, in the order of the calls."""
         self._is_models_turn = False
@@ -99,7 +103,7 @@ class Transcript:
 
     @property
     def next_call_index(self) -> int:
-        """The number of calls so far, malformed ones included."""
+        """The number of the next call; malformed ones count."""
         return self._num_calls
 
     @property
