@@ -28,8 +28,8 @@ from v32.model_runtime.model.mla import MLA
 
 DECODE_TOKENS = 8
 """A sequence with up to so many new tokens decodes: its rows are gathered one by one."""
-GATHER_COST = 2.0
-"""What a multiplication with gathered keys costs, in multiplications of a dense product."""
+GATHER_COST = 4.0
+"""What a multiplication with gathered keys costs, in multiplications of a dense product; measured 3-7 on AVX2."""
 BLOCK_ELEMENTS = 1 << 24
 """Scores and gathered keys are made for so many queries at a time that they have about this many elements."""
 
@@ -81,20 +81,14 @@ class _Decode:
 
     def __init__(self, segments: Sequence[Segment], index_topk: int) -> None:
         self.index_topk = index_topk
-        ends = [position + 1 for segment in segments for position in range(segment.start, segment.end)]
-        self.rows = slice(0, len(ends))
+        rows = [_Row(s.table, position + 1) for s in segments for position in range(s.start, s.end)]
+        self.rows = slice(0, len(rows))
         slots = segments[0].table.slots(0, 0)
-        self._slots = slots.new_full((len(ends), min(max(ends), index_topk)), -1)  # what short rows see: everything
-        self._scored: list[_Scored] = []
-        row = 0
-        for segment in segments:
-            for end in range(segment.start + 1, segment.end + 1):
-                if end <= index_topk:
-                    self._slots[row, :end] = segment.table.slots(0, end)
-                row += 1
-            if segment.end > index_topk:
-                first = row - min(segment.num_tokens, segment.end - index_topk)
-                self._scored.append(_Scored(segment, slice(first, row)))
+        self._slots = slots.new_full((len(rows), min(max(row.visible for row in rows), index_topk)), -1)
+        for index, row in enumerate(rows):
+            if row.visible <= index_topk:  # it sees everything
+                self._slots[index, : row.visible] = row.table.slots(0, row.visible)
+        self._scored = [_Scored(rows, group) for group in _group_by_length(rows, index_topk)]
 
     def attend(self, cache: LayerCache, mla: MLA, inputs: AttentionInputs) -> Tensor:
         for scored in self._scored:
@@ -104,22 +98,55 @@ class _Decode:
         return _unabsorb(sparse_mla(q_latent, inputs.q_pe, latent, k_pe, indices, mla.scale), mla)
 
 
-class _Scored:
-    """Consecutive rows of one sequence that see more than index_topk positions."""
+class _Row(NamedTuple):
+    """One decoding token; it sees the first `visible` positions of its table."""
 
-    def __init__(self, segment: Segment, rows: slice) -> None:
-        self.rows = rows
-        self.slots = segment.table.slots(0, segment.end)
-        self._keys = segment.table.rows(segment.end)
-        first = segment.end - (rows.stop - rows.start)
-        self._visible = torch.arange(first + 1, segment.end + 1, device=self.slots.device)
+    table: BlockTable
+    visible: int
+
+
+class _Scored:
+    """Rows of similar length that see more than index_topk positions, scored in one call."""
+
+    def __init__(self, rows: Sequence[_Row], group: list[int]) -> None:
+        chosen = [rows[index] for index in group]
+        longest = max(chosen, key=lambda row: row.visible)
+        self.rows = torch.tensor(group, device=longest.table.slots(0, 0).device)
+        self._visible = self.rows.new_tensor([row.visible for row in chosen])
+        self._is_shared = all(row.table is longest.table for row in chosen)
+        if self._is_shared:
+            self._keys = longest.table.rows(longest.visible)
+            self._slots = longest.table.slots(0, longest.visible)[None].expand(len(group), -1)
+        else:
+            self._slots = self.rows.new_zeros(len(group), longest.visible)
+            for index, row in enumerate(chosen):
+                self._slots[index, : row.visible] = row.table.slots(0, row.visible)
+            self._keys = self._slots
 
     def select(self, cache: LayerCache, inputs: AttentionInputs, index_topk: int) -> Tensor:
         """Slots of the positions that the indexer selects, [rows, index_topk]."""
         assert inputs.index_q is not None
         assert inputs.index_weights is not None
-        scores = index_score(inputs.index_q[self.rows], cache.index_keys[self._keys], inputs.index_weights[self.rows])
-        return self.slots[topk_select(scores, index_topk, self._visible)]
+        q, weights, keys = inputs.index_q[self.rows], inputs.index_weights[self.rows], cache.index_keys[self._keys]
+        if self._is_shared:
+            scores = index_score(q, keys, weights)  # keys [S, Di]
+        else:
+            scores = index_score(q[:, None], keys, weights[:, None])[:, 0]  # keys [rows, S, Di]
+        return self._slots.gather(1, topk_select(scores, index_topk, self._visible))
+
+
+def _group_by_length(rows: Sequence[_Row], index_topk: int) -> list[list[int]]:
+    """Indices of the rows to score; together those of similar length, as long as their keys fit a block."""
+    groups: list[list[int]] = []
+    order = sorted((i for i, row in enumerate(rows) if row.visible > index_topk), key=lambda i: rows[i].visible)
+    for index in order:
+        visible = rows[index].visible
+        group = groups[-1] if groups else []
+        if group and visible < 1.5 * rows[group[0]].visible and (len(group) + 1) * visible * 128 <= BLOCK_ELEMENTS:
+            group.append(index)
+        else:
+            groups.append([index])
+    return groups
 
 
 class _Prefill:

@@ -27,7 +27,7 @@ class Chunk(NamedTuple):
 
 
 class Scheduler:
-    """First come, first admitted; admitted sequences share every batch fairly; the youngest gives way."""
+    """First come, first admitted; who decodes is in every batch; when memory is short the youngest gives way."""
 
     def __init__(self, pool: PagePool, prefix_cache: PrefixCache, *, max_batch_tokens: int, max_sequences: int) -> None:
         if not 1 <= max_sequences <= max_batch_tokens:
@@ -63,8 +63,9 @@ class Scheduler:
         shares = self._shares()
         chunks = []
         for sequence in list(self.running):
-            if sequence in self.running and self._make_room(sequence, shares[sequence]):
-                chunks.append(Chunk(sequence, shares[sequence]))
+            num_tokens = shares[sequence]
+            if num_tokens and sequence in self.running and self._make_room(sequence, num_tokens):
+                chunks.append(Chunk(sequence, num_tokens))
         return chunks
 
     def _admit(self) -> None:
@@ -99,12 +100,19 @@ class Scheduler:
         return self.pool.num_free + self.prefix_cache.num_evictable - promised
 
     def _shares(self) -> dict[Sequence, int]:
-        """Max-min fair: whoever has little pending (all who decode) runs it all, the others share the rest evenly."""
+        """Tokens of each running sequence: first those who decode, evenly; half of the rest for the oldest prompt, so
+        that it gets on; the other half for those that are nearest to their first token."""
         shares, left = {}, self.max_batch_tokens
-        by_need = sorted(self.running, key=lambda sequence: sequence.num_pending)
-        for index, sequence in enumerate(by_need):
-            shares[sequence] = min(sequence.num_pending, left // (len(by_need) - index))
+        decoding = sorted((s for s in self.running if not s.is_prefilling), key=lambda s: s.num_pending)
+        for index, sequence in enumerate(decoding):
+            shares[sequence] = min(sequence.num_pending, left // (len(decoding) - index))
             left -= shares[sequence]
+        prefilling = [s for s in self.running if s.is_prefilling]
+        oldest_first = [(prefilling[0], (left + 1) // 2)] if prefilling else []
+        for sequence, limit in oldest_first + [(s, left) for s in sorted(prefilling, key=lambda s: s.num_pending)]:
+            more = min(sequence.num_pending - shares.get(sequence, 0), limit, left)
+            shares[sequence] = shares.get(sequence, 0) + more
+            left -= more
         return shares
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:

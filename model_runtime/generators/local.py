@@ -14,7 +14,7 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -60,7 +60,7 @@ class LocalGenerator:
 
     async def generate(
         self, prompt_ids: Sequence[int], params: SamplingParams, constraint: TokenConstraint | None = None
-    ) -> AsyncIterator[Token | Finished]:
+    ) -> AsyncGenerator[Token | Finished, None]:
         """Tokens as they come; leaving the iterator early cancels the sequence. Engine failures: GeneratorError."""
         self._check_prompt(prompt_ids)
         mailbox = _Mailbox()

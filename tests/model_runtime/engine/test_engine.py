@@ -54,7 +54,7 @@ def test_cached_generation_equals_recomputation(
     assert generate(Engine(model), prompt, params) == oracle.generate(prompt, params)
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 40, 64, 100])
+@pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.slow), 7, 40, 64, 100])
 def test_where_prefill_is_cut_changes_nothing(model: DeepseekV32ForCausalLM, oracle: Oracle, chunk: int) -> None:
     prompt = oracle.random_ids(170)
     engine = Engine(model, max_batch_tokens=chunk, max_sequences=1)
@@ -128,6 +128,7 @@ def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(
     assert unseeded[0] != unseeded[1]
 
 
+@pytest.mark.slow
 def test_preemption_under_memory_pressure_changes_nothing(model: DeepseekV32ForCausalLM, oracle: Oracle) -> None:
     prompts = [oracle.random_ids(100 + length, seed=length) for length in range(4)]
     params = SamplingParams(temperature=0, max_new_tokens=60)
