@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from v32.model_runtime.encoding import ChatTokenizer
 
 GOLDEN = Path(__file__).parent / "data" / "chat_golden.jsonl.xz"
