@@ -9,7 +9,7 @@ specifications and runs none.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -100,7 +100,7 @@ class ChatModel:
 
     async def complete(
         self, transcript: Transcript, *, tool_choice: ToolChoice = "auto", params: SamplingParams | None = None
-    ) -> AsyncIterator[Delta | Completion]:
+    ) -> AsyncGenerator[Delta | Completion, None]:
         """Deltas as the model writes, then the completion, which the caller appends to the transcript.
 
         Leaving the iterator early stops the generation. Raises `EncodingError` if it is not the model's turn,

@@ -6,7 +6,7 @@ Everything above the seam is real: ids, grammar, parser, transcript. Only the ch
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from typing import Any
 
 import anyio
@@ -50,7 +50,7 @@ class ScriptedGenerator:
 
     async def generate(
         self, prompt_ids: Sequence[int], params: SamplingParams, constraint: TokenConstraint | None = None
-    ) -> AsyncIterator[Token | Finished]:
+    ) -> AsyncGenerator[Token | Finished, None]:
         """Raises `GeneratorError` when the script has run out."""
         if self._is_closed:
             raise RuntimeError("the generator is closed; make a new one")

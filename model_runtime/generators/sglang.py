@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -44,7 +44,7 @@ class SGLangGenerator:
 
     async def generate(
         self, prompt_ids: Sequence[int], params: SamplingParams, constraint: TokenConstraint | None = None
-    ) -> AsyncIterator[Token | Finished]:
+    ) -> AsyncGenerator[Token | Finished, None]:
         if self._is_closed:
             raise RuntimeError("the generator is closed; load the model again")
         if len(prompt_ids) >= self._max_context:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -27,8 +27,8 @@ class VLLMGenerator:
     @classmethod
     def connect(cls, server: Server, model: str | None = None, max_context: int | None = None) -> VLLMGenerator:
         """Ask the server for its model and context; `GeneratorError` if it does not answer or has no such model."""
-        offered = {card["id"]: card for card in server.get("/v1/models")["data"]}
-        model = model or next(iter(offered), None)
+        offered: dict[str, Any] = {card["id"]: card for card in server.get("/v1/models")["data"]}
+        model = model or next(iter(offered), "")
         if model not in offered:
             raise GeneratorError(f"{server.url} has no model {model!r}; it serves {', '.join(offered) or 'none'}")
         served = offered[model].get("max_model_len")
@@ -42,7 +42,7 @@ class VLLMGenerator:
 
     async def generate(
         self, prompt_ids: Sequence[int], params: SamplingParams, constraint: TokenConstraint | None = None
-    ) -> AsyncIterator[Token | Finished]:
+    ) -> AsyncGenerator[Token | Finished, None]:
         if self._is_closed:
             raise RuntimeError("the generator is closed; load the model again")
         if len(prompt_ids) >= self._max_context:
