@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from v32.sandboxes import AttackResult, BackendReport
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,39 +19,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0 if a sandbox works (and, with --attack, holds)."""
+    """0 if a sandbox works and, with --attack, nothing has broken out."""
     return asyncio.run(_attack(arguments.json) if arguments.attack else _report(arguments.json))
 
 
 async def _report(as_json: bool) -> int:
-    from v32.sandboxes.report import report
+    from v32.sandboxes import report
 
     backends = await report()
-    if as_json:
-        _print_json(backends)
-    for backend in [] if as_json else backends:
-        if backend.works:
-            print(f"{backend.backend}: works, opens in {backend.open_seconds * 1000:.0f} ms")
-            print(_table([(limit, mechanism) for limit, mechanism in asdict(backend.enforced).items()]))
-        else:
-            print(f"{backend.backend}: does not work: {backend.problem}")
+    for backend in backends:
+        print(json.dumps(asdict(backend), ensure_ascii=False) if as_json else _as_text(backend))
     return 0 if any(backend.works for backend in backends) else 1
+
+
+def _as_text(backend: BackendReport) -> str:
+    if not backend.works:
+        return f"{backend.backend}: does not work: {backend.problem}"
+    enforced = [f"  {limit:10}  {mechanism}" for limit, mechanism in asdict(backend.enforced).items()]
+    return "\n".join([f"{backend.backend}: works, opens in {backend.open_seconds * 1000:.0f} ms", *enforced])
 
 
 async def _attack(as_json: bool) -> int:
     from v32.sandboxes import run_attacks
+    from v32.tools.gate import for_model
 
-    results = await run_attacks()
-    if as_json:
-        _print_json(results)
-    return 0
+    def show(result: AttackResult) -> None:
+        row = f"{result.outcome:10}  {result.category:14}  {result.id:28}  {result.evidence}"
+        print(json.dumps(asdict(result), ensure_ascii=False) if as_json else row.rstrip(), flush=True)
 
-
-def _print_json(rows: Iterable[Any]) -> None:
-    for row in rows:
-        print(json.dumps(asdict(row), ensure_ascii=False), flush=True)
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    results = await run_attacks(render=for_model, on_result=show)
+    outcomes = Counter(result.outcome for result in results)
+    if not as_json:
+        print(", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items())))
+    return 1 if outcomes["succeeded"] else 0
