@@ -45,10 +45,11 @@ def main(arguments: list[str]) -> None:
     if values["pool"]:
         enter_own_namespace()
         mount_pool(values["pool"], values["pool_bytes"], values["pool_inodes"])
-    binary = int(values["bwrap"])
-    posix.set_inheritable(binary, False)
     environment = {"LD_LIBRARY_PATH": values["libraries"]} if values.get("libraries") else {}
-    posix.execve(binary, ["bwrap", *arguments[cut + 1 :]], environment)
+    try:  # by descriptor: the private user need not reach its path
+        posix.execve(int(values["bwrap"]), ["bwrap", *arguments[cut + 1 :]], environment)
+    except OSError as error:
+        raise SystemExit(f"launcher: cannot run bwrap: {error.strerror}") from None
 
 
 def attend(child: int, groups: list[str]) -> None:

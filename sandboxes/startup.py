@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -62,7 +63,10 @@ async def await_ready(control: socket.socket) -> int:
     control.setblocking(False)
     with anyio.fail_after(OPEN_SECONDS):
         await anyio.wait_readable(control)
-    data, fds, _, _ = socket.recv_fds(control, 64, 1)
+    fds: list[int] = []
+    data = b""
+    with contextlib.suppress(ConnectionError):
+        data, fds, _, _ = socket.recv_fds(control, 64, 1)
     if data != pack(b"ready") or len(fds) != 1:
         for fd in fds:
             os.close(fd)

@@ -7,7 +7,8 @@ files and the jail; everything the model sees is made here, from what the host m
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
 
@@ -115,8 +116,9 @@ class SupervisedSandbox:
         frame = self._python_frame(code, False) if is_python else self._exec_frame(["/bin/bash", "-c", code], ".", None)
         async with self._turn:
             call = self._begin(frame, "python" if is_python else "exec", timeout)
-            async for chunk in self._chunks(call):
-                yield chunk
+            async with aclosing(self._chunks(call)) as chunks:  # left early, it must end the call before the next
+                async for chunk in chunks:
+                    yield chunk
         yield self._cell_result(call) if is_python else self._exec_result(call)
 
     async def cancel(self) -> None:
@@ -238,7 +240,7 @@ class SupervisedSandbox:
         self._channel.send(frame[0], name, *frame[1:])
         return call
 
-    async def _chunks(self, call: _Call) -> AsyncIterator[OutputChunk]:
+    async def _chunks(self, call: _Call) -> AsyncGenerator[OutputChunk, None]:
         """Output as it comes; when this ends, or is left early, the call has ended and is measured."""
         start = anyio.current_time()
         try:

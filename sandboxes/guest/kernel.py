@@ -86,8 +86,8 @@ class Kernel:
         """Become two: the copy sleeps on its own socket until the supervisor wakes it."""
         threads = len(os.listdir("/proc/self/task"))
         if threads > 1:
-            os.close(passed)
             self._channel.send(nonce + b"t%d" % threads)
+            os.close(passed)  # last: it tells the supervisor that the answer is there
             return
         if os.fork() == 0:
             os.setpgid(0, 0)

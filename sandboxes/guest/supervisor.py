@@ -657,12 +657,11 @@ def _kill(pid: int, number: int = _signal.SIGKILL) -> None:
 
 
 def _signal_group(pid: int, number: int) -> None:
-    """To the process and those that share its group."""
-    _kill(pid, number)
+    """To a process and those that share its group, each once: a second interrupt would hit its clean-up."""
     try:
         posix.killpg(pid, number)
-    except OSError:
-        pass
+    except OSError:  # it has not made its group yet
+        _kill(pid, number)
 
 
 def _parent(pid: int) -> int:
