@@ -9,6 +9,7 @@ the thread touches the engine.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import queue
 import sys
 import threading
@@ -31,6 +32,8 @@ from v32.model_runtime.generators.generator import Finished, SamplingParams, Tok
 
 _LONG_BACKLOG = 32
 """A listener that is so many events behind may be gone: its event loop is rung again to find out."""
+_EXIT_SECONDS = 60
+"""How long the exiting interpreter waits for the step that is being computed."""
 
 
 class LocalGenerator:
@@ -50,9 +53,10 @@ class LocalGenerator:
             "max_context": engine.max_context,
         }
         self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
-        self._worker = threading.Thread(target=_Worker(engine, self._inbox).run, name="v32-engine", daemon=True)
+        self._worker = _Worker(engine, self._inbox)
         self._lock = threading.Lock()
         self._close = weakref.finalize(self, self._inbox.put, _Stop())
+        self._close.atexit = False
 
     @property
     def max_context(self) -> int:
@@ -157,21 +161,28 @@ class _Stop:
 _Command = _Add | _Cancel | _Stop
 
 
-class _Worker:
-    """The thread: takes commands between steps, sleeps in the inbox while no sequence lives."""
+class _Worker(threading.Thread):
+    """Takes commands between steps, sleeps in the inbox while no sequence lives."""
 
     def __init__(self, engine: Engine, inbox: queue.SimpleQueue[_Command]) -> None:
+        super().__init__(name="v32-engine", daemon=True)
         self.engine = engine
         self.inbox = inbox
         self.mailboxes: dict[EngineSequence, _Mailbox] = {}
         self.is_stopped = False
 
     def run(self) -> None:
+        atexit.register(self._end)  # an interpreter that exits under a thread inside of torch aborts
         try:
             self._serve()
         finally:
             self._fail_all(lambda: RuntimeError("the generator was closed while it generated"))
             self.engine.close()
+            atexit.unregister(self._end)
+
+    def _end(self) -> None:
+        self.inbox.put(_Stop())
+        self.join(_EXIT_SECONDS)
 
     def _serve(self) -> None:
         while not self.is_stopped:

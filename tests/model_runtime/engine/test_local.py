@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
@@ -190,6 +193,35 @@ def test_the_thread_sleeps_when_idle_and_ends_with_the_generator(engine: Engine,
     gc.collect()
     worker.join(5)
     assert not worker.is_alive()
+
+
+@pytest.mark.slow
+def test_the_interpreter_exits_cleanly_in_the_middle_of_a_generation() -> None:
+    program = """
+import anyio
+from tests.model_runtime.engine.conftest import CONFIG
+from v32.model_runtime.engine import Engine
+from v32.model_runtime.generators.generator import SamplingParams
+from v32.model_runtime.generators.local import LocalGenerator
+from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
+
+model = DeepseekV32ForCausalLM(CONFIG)
+for parameter in model.parameters():
+    parameter.data.normal_(0, 0.1)
+generator = LocalGenerator(Engine(model))
+
+async def start():
+    global stream
+    stream = generator.generate([1, 2, 3], SamplingParams())
+    await anext(stream)
+
+with anyio.from_thread.start_blocking_portal() as portal:
+    portal.call(start)
+    print("started")
+"""
+    root = Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "started\n", "")
 
 
 def test_description_is_plain_data(generator: LocalGenerator) -> None:
