@@ -55,7 +55,7 @@ def generate_ids(
     temperature: float = 0.0,
     seed: int | None = None,
 ) -> list[int]:
-    """The continuation of `token_ids` by the engine: at most `max_new_tokens`, the last one the end-of-sentence id.
+    """The continuation of `token_ids` by the engine: `max_new_tokens` ids, or fewer up to the end-of-sentence id.
 
     Temperature 0 is greedy; above, tokens are drawn from the whole distribution, the same ones for the same seed.
     """

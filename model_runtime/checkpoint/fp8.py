@@ -45,7 +45,7 @@ def quantize_blocks(weight: torch.Tensor) -> BlockQuantized:
 
 def has_nan_codes(codes: torch.Tensor) -> bool:
     """Whether a code is one of e4m3's two NaNs, 0x7F and 0xFF; no sound weight has them."""
-    return bool(((codes.view(torch.uint8) & 0x7F) == 0x7F).any())
+    return int((codes.view(torch.uint8) & 0x7F).max()) == 0x7F
 
 
 def is_power_of_two(scale: torch.Tensor) -> bool:

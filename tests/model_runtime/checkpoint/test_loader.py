@@ -111,6 +111,8 @@ def test_a_draft_head_of_its_own_is_kept(write: Callable[..., Path], model: Deep
 def test_tied_embeddings_are_one_tensor(tmp_path: Path, config: DeepseekV32Config) -> None:
     tied = dataclasses.replace(config, tie_word_embeddings=True)
     model = DeepseekV32ForCausalLM(tied).requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.normal_()
     write_checkpoint(tmp_path, tied, model.state_dict())
     assert "lm_head.weight" not in CheckpointIndex.from_dir(tmp_path)
     loaded = load_checkpoint(tmp_path)
