@@ -15,15 +15,20 @@ if TYPE_CHECKING:
     from v32.tools.tool import Tool
 
 DOCUMENT_TOOLS = ("search", "open_page", "find")
+VARIANTS = ("auto", "v3.2", "speciale", "exp", "unknown")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 CODE_TOOLS = ("python", "bash", "files")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--model", metavar="SRC", help="folder, repository in the Hugging Face cache, or server URL")
-    group.add_argument("--variant", default="auto", help="v3.2, speciale, exp or auto (default)")
-    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, … or auto (default)")
-    group.add_argument("--dtype", default="auto", help="float32, bfloat16, … or auto (default)")
+    group.add_argument("--tokenizer", metavar="DIR", help="folder of a tokenizer.json; needed for a server")
+    group.add_argument("--server-model", metavar="NAME", help="which of a server's models")
+    group.add_argument("--variant", choices=VARIANTS, default="auto", help=f"{', '.join(VARIANTS)} (default auto)")
+    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default auto)")
+    group.add_argument("--dtype", choices=DTYPES, default="auto", help=f"{', '.join(DTYPES)} (default auto)")
+    group.add_argument("--max-context", type=int, metavar="N", help="positions of prompt and completion together")
     group.add_argument("--chat-mode", action="store_true", help="answer without thinking")
     group.add_argument("--no-grammar", action="store_true", help="do not hold calls to the grammar of the tools")
 
@@ -53,6 +58,7 @@ def add_agent_options(parser: argparse.ArgumentParser) -> None:
 def load(arguments: argparse.Namespace) -> ChatModel:
     from v32.model_runtime import load_model
 
+    _check_device(arguments.device)
     return load_model(
         arguments.model,
         variant=arguments.variant,
@@ -60,7 +66,22 @@ def load(arguments: argparse.Namespace) -> ChatModel:
         dtype=arguments.dtype,
         thinking_mode="chat" if arguments.chat_mode else "thinking",
         grammar=not arguments.no_grammar,
+        max_context=arguments.max_context,
+        tokenizer=arguments.tokenizer,
+        server_model=arguments.server_model,
     )
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    if name == "auto":
+        return
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device: cannot use {name!r}: {reason}; use cpu, or leave it out") from error
 
 
 def sampling_params(arguments: argparse.Namespace) -> SamplingParams | None:

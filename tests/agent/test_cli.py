@@ -1,0 +1,136 @@
+"""The command line: quick to answer, one JSON object a line, failures in one line that say what helps."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from v32.agent.cli import COMMANDS, main
+
+CORPUS = Path(__file__).parents[2] / "examples" / "tiny_v32" / "corpus"
+SHORT = ["--max-new-tokens", "24", "--max-turns", "2", "--seed", "1"]
+
+
+def v32(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "v32.agent.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def test_help_names_every_command_and_loads_nothing_heavy() -> None:
+    program = "import sys; from v32.agent.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    program += "print([m for m in ('torch', 'xgrammar', 'pydantic', 'rich', 'jsonschema') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "[]"
+    assert all(f"    {name} " in run.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_describes_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main([command, "--help"])
+    assert exit_.value.code == 0
+    assert f"v32 {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "a question is missing; give one, or --resume PATH"),
+        (["run", "q", "--journal", "a", "--resume", "b"], "give one of them"),
+        (["run", "q", "--tools", "serach"], "--tools: unknown tool 'serach'; known: search, open_page"),
+        (["run", "q", "--tools", "search"], "need --docs DIR"),
+        (["run", "q", "--tools", "search", "--docs", "/nowhere"], "--docs: /nowhere is no folder"),
+        (["run", "q", "--temperature", "-1"], "temperature is -1.0; it must be 0"),
+        (["run", "q", "--max-turns", "0"], "Limits.turns is 0; it must be more than 0"),
+        (["run", "q", "--context", "discard-50%"], "unknown context strategy 'discard-50%'"),
+        (["run", "q", "--model", "/nowhere/model"], "/nowhere/model"),
+        (["run", "q", "--device", "warp"], "--device: cannot use 'warp'"),
+        (["eval", "huge"], "unknown suite 'huge'; choose tiny"),
+        (["eval", "tiny", "--limit", "0"], "--limit is 0; it must be 1 or more"),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_remedy(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_an_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["rnu"])
+    assert exit_.value.code == 2
+    assert "invalid choice: 'rnu'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_run_prints_one_json_object_a_line_and_the_result_last(tmp_path: Path) -> None:
+    run = v32("run", "What is 2 + 3?", "--json", "--tools", "search,python", "--docs", str(CORPUS), *SHORT)
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    assert rows[0] == {"type": "user_said", "text": "What is 2 + 3?", "note": ""}
+    assert [row["type"] for row in rows].count("result") == 1
+    result = rows[-1]
+    assert result["type"] == "result"
+    assert result["usage"]["completion_tokens"] > 0
+    assert isinstance(result["output"], str)
+    assert isinstance(result["tool_calls"], list)
+    assert run.returncode == (0 if result["stop_reason"] == "answer" else 1)
+    assert {row["type"] for row in rows} >= {"completed", "stopped"}
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_run_and_a_journal_can_be_resumed(tmp_path: Path) -> None:
+    first, second = (v32("run", "What is 2 + 3?", "--json", *SHORT) for _ in range(2))
+    ids = [[json.loads(line).get("token_ids") for line in run.stdout.splitlines()] for run in (first, second)]
+    assert ids[0] == ids[1]
+    path = tmp_path / "s.jsonl"
+    v32("run", "What is 2 + 3?", "--json", "--journal", str(path), *SHORT)
+    again = v32("run", "--resume", str(path), "--json", *SHORT)
+    assert json.loads(again.stdout.splitlines()[-1])["type"] == "result"
+    taken = v32("run", "What is 2 + 3?", "--journal", str(path), *SHORT)
+    assert taken.returncode == 2
+    assert "exists; continue it with" in taken.stderr
+
+
+@pytest.mark.slow
+def test_speciale_with_tools_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "What is 2 + 3?", "--tools", "python", "--variant", "speciale"]) == 2
+    error = capsys.readouterr().err
+    assert "Speciale" in error
+    assert "variant='v3.2'" in error
+    assert main(["run", "What is 2 + 3?", "--variant", "speciale", *SHORT]) in (0, 1)
+
+
+@pytest.mark.slow
+def test_chat_answers_one_message_a_line_when_there_is_no_terminal() -> None:
+    run = v32("chat", *SHORT, input="Hello.\n\nWhat is 2 + 3?\n")
+    assert run.returncode == 0
+    assert run.stdout.count(" produced (") == 2
+    assert "\x1b" not in run.stdout
+
+
+@pytest.mark.slow
+def test_eval_ends_with_its_report() -> None:
+    run = v32("eval", "tiny", "--json", "--limit", "2", "--seed", "1", "--max-new-tokens", "24")
+    report = json.loads(run.stdout.splitlines()[-1])
+    assert {"suite", "n", "success", "ci95", "by_kind", "tool_calls", "tokens", "seconds"} <= report.keys()
+    assert (report["suite"], report["n"]) == ("tiny", 2)
+
+
+def test_importing_the_agent_is_quick_and_loads_no_torch() -> None:
+    program = "import sys, v32.agent; print('torch' in sys.modules)"
+    seconds = []
+    for _ in range(3):
+        before = os.times()
+        run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+        assert run.stdout == "False\n"
+    assert min(seconds) < 0.3
