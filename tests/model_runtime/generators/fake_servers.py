@@ -26,6 +26,8 @@ class FakeServer:
         self.error: str | None = behaviour.get("error")
         self.seconds_per_token = behaviour.get("seconds_per_token", 0.0)
         self.was_left = threading.Event()
+        self.model = "org/DeepSeek-V3.2"
+        self.context = behaviour.get("context", CONTEXT)
 
     @contextmanager
     def run(self) -> Iterator[str]:
@@ -84,9 +86,9 @@ class FakeServer:
 
             def do_GET(self) -> None:
                 answers: dict[str, Any] = {
-                    "/v1/models": {"data": [{"id": "org/DeepSeek-V3.2", "max_model_len": CONTEXT}]},
-                    "/get_model_info": {"model_path": "org/DeepSeek-V3.2"},
-                    "/get_server_info": {"context_length": CONTEXT},
+                    "/v1/models": {"data": [{"id": fake.model, "max_model_len": fake.context}]},
+                    "/get_model_info": {"model_path": fake.model},
+                    "/get_server_info": {"context_length": fake.context},
                 }
                 self._answer(200, json.dumps(answers[self.path]))
 
