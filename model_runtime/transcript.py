@@ -70,7 +70,7 @@ class Transcript:
         self.role: Role = role
         self.response_format = dict(response_format) if response_format else None
         self._entries: list[Entry] = []
-        self._num_calls = first_call_index
+        self._first_call_index = self._num_calls = first_call_index
         self._pending: list[str] = []
         """Ids of the calls that await their results, in the order of the calls."""
         self._is_models_turn = False
@@ -210,6 +210,7 @@ class Transcript:
             "thinking_mode": self.thinking_mode,
             "role": self.role,
             "response_format": self.response_format,
+            "first_call_index": self._first_call_index,
             "entries": [_entry_to_state(entry) for entry in self._entries],
         }
 
@@ -229,6 +230,7 @@ class Transcript:
                 thinking_mode=state["thinking_mode"],
                 role=state["role"],
                 response_format=state["response_format"],
+                first_call_index=state["first_call_index"],
             )
             transcript.extend(_entry_from_state(entry) for entry in state["entries"])
         except (KeyError, TypeError, ValueError) as error:

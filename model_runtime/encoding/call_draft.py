@@ -12,6 +12,8 @@ from typing import Any
 
 from v32.model_runtime.messages import MalformedToolCall, ToolCall
 
+_quote = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make a new encoder for every piece
+
 
 class CallDraft:
     def __init__(self, index: int, call_id: str) -> None:
@@ -38,7 +40,7 @@ class CallDraft:
         return self._write(f'{self._key(key)}"')
 
     def write_string(self, text: str) -> str:
-        return self._write(json.dumps(text, ensure_ascii=False)[1:-1])
+        return self._write(_quote(text)[1:-1])
 
     def close_string(self, key: str, value: str) -> str:
         self._arguments[key] = value
@@ -74,7 +76,7 @@ class CallDraft:
         return MalformedToolCall(self.id, self.name, "".join(self.raw), reason, hint)
 
     def _key(self, key: str) -> str:
-        return f"{', ' if self._json else '{'}{json.dumps(key, ensure_ascii=False)}: "
+        return f"{', ' if self._json else '{'}{_quote(key)}: "
 
     def _write(self, text: str) -> str:
         if text:

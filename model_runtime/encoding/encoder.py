@@ -143,8 +143,7 @@ def _parameter(key: str, value: object, dialect: Dialect, separator: str) -> lis
     return [*opening, Segment(f"{key}{rest}{text}"), *dialect.split(dialect.parameter_close)]
 
 
-def _dump(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+_dump = json.JSONEncoder(ensure_ascii=False).encode
 
 
 # ---- messages to pieces --------------------------------------------------------------------------------------------

@@ -83,6 +83,7 @@ class CompletionParser:
         self._draft: CallDraft | None = None
         self._marker = ""
         """How the tag of the present parameter is marked; its closing tag is marked likewise or exactly."""
+        self._value_end = self._tags.value("")
         self._key = ""
         self._is_string = True
         self._tag_space: list[str] = []
@@ -466,6 +467,7 @@ class CompletionParser:
 
     def _open_parameter(self, tag: Tag) -> None:
         self._marker = tag.marker
+        self._value_end = self._tags.value(tag.marker)
         self._parts = []
         self._state = self._parameter_head
 
@@ -518,7 +520,7 @@ class CompletionParser:
         return False
 
     def _value(self) -> bool:
-        match, end = self._find(self._tags.value(self._marker))
+        match, end = self._find(self._value_end)
         self._read_value(self._take(end))
         if match is None:
             return False

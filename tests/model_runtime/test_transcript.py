@@ -218,6 +218,15 @@ def test_calls_are_numbered_through_the_conversation(transcript: Transcript) -> 
     assert transcript.next_call_index == 4
 
 
+def test_calls_can_be_numbered_on_from_another_conversation(tokenizer: ChatTokenizer) -> None:
+    transcript = Transcript(tokenizer, first_call_index=7)
+    transcript.append_user("q")
+    transcript.append_completion(sampled(transcript, f"r</think>{CALLS}{EOS}"))
+    assert transcript.pending_calls == ("call_7", "call_8")
+    again = Transcript.from_state(tokenizer, json.loads(json.dumps(transcript.to_state())))
+    assert again.next_call_index == transcript.next_call_index == 9
+
+
 @pytest.mark.parametrize(
     "ids", [[], ["call_0"], ["call_0", "call_0"], ["call_0", "call_1", "call_2"], ["call_0", "other"]]
 )
@@ -316,5 +325,8 @@ def test_an_append_costs_the_same_after_a_long_history(tokenizer: ChatTokenizer)
     short.append_user("q")
     long.append_user("abc " * 60_000)
     completion = sampled(short, f"r</think>{CALLS}{EOS}")
-    quick, slow = (min(seconds(round_of(t)) for _ in range(20)) for t in (short, long))
-    assert slow < 5 * quick
+    # A busy machine may spoil one measurement, but a cost that grows with the history spoils all.
+    assert any(
+        min(seconds(round_of(long)) for _ in range(5)) < 5 * min(seconds(round_of(short)) for _ in range(5))
+        for _ in range(6)
+    )

@@ -241,19 +241,20 @@ def loop(rounds: int) -> list[Message]:
 
 
 def seconds(messages: list[Message], context: list[Message] | None = None, repeat: int = 1) -> float:
-    def once() -> float:
-        start = time.thread_time()
-        for _ in range(repeat):
-            encode_messages(messages, "thinking", context)
-        return time.thread_time() - start
-
-    return min(once() for _ in range(5))
+    start = time.thread_time()
+    for _ in range(repeat):
+        encode_messages(messages, "thinking", context)
+    return time.thread_time() - start
 
 
 def test_encoding_is_linear_in_the_length_of_an_agent_loop() -> None:
-    assert seconds(loop(1200)) / seconds(loop(300)) < 6
+    short, long = loop(300), loop(1200)
+    # A busy machine may spoil one measurement; quadratic cost, 16 times as much, spoils all.
+    assert any(seconds(long) < 6 * seconds(short) for _ in range(8))
 
 
 def test_adding_a_message_costs_the_same_after_a_long_history() -> None:
     short, long = loop(5), loop(4000)
-    assert seconds(short[-1:], short[:-1], repeat=200) * 5 > seconds(long[-1:], long[:-1], repeat=200)
+    assert any(
+        seconds(long[-1:], long[:-1], repeat=100) < 5 * seconds(short[-1:], short[:-1], repeat=100) for _ in range(8)
+    )

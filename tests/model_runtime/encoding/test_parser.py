@@ -598,6 +598,6 @@ def test_parsing_is_linear(shape: str, size: int) -> None:
         parser.finish()
         return time.thread_time() - start
 
-    short, long = (min(seconds(length) for _ in range(3)) for length in (4_000, 16_000))
-    assert long < 6 * short + 0.002
-    assert long < 16_000 * 20e-6
+    # A busy machine may spoil one measurement; quadratic cost, 16 times as much, spoils all.
+    pairs = ((seconds(4_000), seconds(16_000)) for _ in range(8))
+    assert any(long < min(6 * short, 16_000 * 20e-6) for short, long in pairs)
