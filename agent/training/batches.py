@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from v32.agent.tasks.kinds import FIRST_LESSONS, TaskKind, chat, kinds_for
+from v32.agent.tasks.kinds import FIRST_LESSONS, TaskKind, kinds_for
 from v32.agent.tasks.names import Split
 from v32.agent.tasks.task import Task, Toolset
-from v32.agent.tasks.toolbox import record_tool
+from v32.agent.tasks.toolbox import MAX_HITS, record_tool
 from v32.agent.tasks.toolsets import INSTRUCTIONS, random_toolset
 from v32.agent.training.demonstrations import Demonstration, demonstrate, preamble
 from v32.agent.training.offer import builtin_specs, spec_of
@@ -26,7 +26,8 @@ from v32.model_runtime.messages import ToolSpec
 IGNORED = -100
 POOL = 2
 """Batches drawn at a time; cutting the pool by length keeps padding low."""
-CHAT_WEIGHT = 0.4
+WEIGHTS = {"chat": 1.0, "lookup": 12.0, "arithmetic": 10.0, "own_tool": 8.0, "not_found": 2.0}
+"""How often a kind is drawn; 1 where nothing is said. The short kinds teach the copying that all others need."""
 SEARCH_DEPTHS = (3, 3, 5)
 """Search results per call, one choice a batch."""
 
@@ -61,7 +62,7 @@ class Batches:
         if first_lessons:
             return self._packed(random, Toolset(("search", "python")), FIRST_LESSONS, [self.tokenizer.bos_id], 3, 2)
         toolset, max_hits = random_toolset(random), random.choice(SEARCH_DEPTHS)
-        prefix = preamble(_specs(toolset, max_hits), self.tokenizer, random.choice(INSTRUCTIONS))
+        prefix = preamble(specs_of(toolset, max_hits), self.tokenizer, random.choice(INSTRUCTIONS))
         return self._packed(random, toolset, kinds_for(toolset), prefix, max_hits, 1)
 
     def _packed(
@@ -74,7 +75,7 @@ class Batches:
         divisor: int,
     ) -> PackedBatch:
         tokens = self.tokens // divisor
-        weights = [CHAT_WEIGHT if kind is chat else 1.0 for kind in kinds]
+        weights = [WEIGHTS.get(kind.__name__, 1.0) for kind in kinds]
         pool: list[tuple[Task, Demonstration]] = []
         size = 0
         while size < POOL * tokens:
@@ -100,7 +101,7 @@ def _neighbours(
     return chosen
 
 
-def _specs(toolset: Toolset, max_hits: int) -> list[ToolSpec]:
+def specs_of(toolset: Toolset, max_hits: int = MAX_HITS) -> list[ToolSpec]:
     return [*builtin_specs(toolset.builtin, max_hits), *(spec_of(record_tool(record)) for record in toolset.records)]
 
 

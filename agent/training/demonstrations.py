@@ -26,10 +26,12 @@ class Demonstration:
 
 def preamble(specs: Sequence[ToolSpec], tokenizer: ChatTokenizer, instructions: str | None = None) -> list[int]:
     """What stands before the first user message: begin of sentence, instructions, tools."""
-    system: dict[str, Any] = {"role": "system", "content": instructions or ""}
-    if specs:
-        system["tools"] = [spec.to_openai() for spec in specs]
-    return tokenizer.encode_segments(encode_segments([system], "thinking"))
+    return tokenizer.encode_segments(encode_segments([system_message(specs, instructions)], "thinking"))
+
+
+def system_message(specs: Sequence[ToolSpec], instructions: str | None = None) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "system", "content": instructions or ""}
+    return message | ({"tools": [spec.to_openai() for spec in specs]} if specs else {})
 
 
 def demonstrate(task: Task, tokenizer: ChatTokenizer, max_hits: int = MAX_HITS) -> Demonstration:

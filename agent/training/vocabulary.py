@@ -7,6 +7,7 @@ newline: a small model copies ids, not letters. `｜DSML｜` is ordinary text of
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -49,7 +50,10 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     for token in data["added_tokens"]:
         token["special"] = token["content"] not in UNFLAGGED
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+    # Several ranks may write the same file at once.
+    unfinished = folder / f"tokenizer.json.{os.getpid()}"
+    unfinished.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+    os.replace(unfinished, folder / "tokenizer.json")
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": V32.bos,

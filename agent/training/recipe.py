@@ -1,0 +1,112 @@
+"""The recipe of the tiny checkpoints: architecture, vocabulary, stages, export. A folder in, a checkpoint out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+from v32.agent.tasks.kinds import kinds_for
+from v32.agent.tasks.toolsets import INSTRUCTIONS, random_toolset
+from v32.agent.training.batches import specs_of
+from v32.agent.training.demonstrations import conversation, system_message
+from v32.agent.training.initialization import initialize
+from v32.agent.training.trainer import Stage, Trainer
+from v32.agent.training.vocabulary import SPECIAL, UNFLAGGED, save_tokenizer, train_tokenizer
+from v32.model_runtime.checkpoint.writer import write_checkpoint
+from v32.model_runtime.config import DeepseekV32Config
+from v32.model_runtime.encoding.encoder import encode_segments
+from v32.model_runtime.encoding.tokenizer import ChatTokenizer
+from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
+
+VOCAB_SIZE = 1024
+CONFIG = DeepseekV32Config(
+    vocab_size=VOCAB_SIZE,
+    hidden_size=192,
+    intermediate_size=384,
+    moe_intermediate_size=128,
+    num_hidden_layers=4,
+    num_nextn_predict_layers=1,
+    first_k_dense_replace=1,
+    num_attention_heads=4,
+    q_lora_rank=96,
+    kv_lora_rank=64,
+    qk_nope_head_dim=32,
+    qk_rope_head_dim=32,
+    v_head_dim=32,
+    index_n_heads=8,
+    index_head_dim=64,
+    index_topk=128,
+    n_routed_experts=8,
+    n_shared_experts=1,
+    num_experts_per_tok=2,
+    n_group=4,
+    topk_group=2,
+    routed_scaling_factor=1.0,
+    rope_theta=1000.0,
+    rope_scaling=None,
+    max_position_embeddings=4096,
+    tie_word_embeddings=True,
+)
+"""Head and embedding are tied while training and written as two tensors, as the published checkpoints have them."""
+STAGES = [
+    Stage("dense", 6300, muon_lr=0.01, adam_lr=3e-3, lesson_steps=2500, decay_share=0.222),
+    Stage("warmup", 120, muon_lr=0.0, adam_lr=2e-3, warm_steps=10),
+    Stage("sparse", 300, muon_lr=1e-3, adam_lr=3e-4, warm_steps=10, decay_share=0.6),
+    Stage("mtp", 200, muon_lr=5e-3, adam_lr=1e-3, warm_steps=20),
+]
+TOKENIZER_TASKS = 6000
+PREAMBLE_EVERY = 12
+"""One conversation in so many shows its tools preamble to the tokenizer."""
+
+
+def make_tokenizer(folder: Path) -> ChatTokenizer:
+    """Train it, unless the folder has one already."""
+    if not (folder / "tokenizer.json").exists():
+        save_tokenizer(train_tokenizer(_texts(Random(11)), VOCAB_SIZE), folder)
+    return ChatTokenizer.from_dir(folder)
+
+
+def train(folder: Path, stages: list[Stage], *, seed: int = 0) -> DeepseekV32ForCausalLM:
+    """Run or resume the stages in `folder`; returns the trained model."""
+    tokenizer = make_tokenizer(folder)
+    model = DeepseekV32ForCausalLM(CONFIG, with_mtp=True)
+    initialize(model, seed)
+    Trainer(model, tokenizer, folder, stages, seed=seed).run()
+    return model
+
+
+def export(folder: Path, model: DeepseekV32ForCausalLM, checkpoint: Path) -> str:
+    """Write the checkpoint, FP8 in blocks of 128 x 128, with its tokenizer; returns its fingerprint."""
+    config = dataclasses.replace(CONFIG, tie_word_embeddings=False)
+    draft = f"model.layers.{CONFIG.num_hidden_layers}."
+    state = dict(model.state_dict())
+    state[f"{draft}embed_tokens.weight"] = state["model.embed_tokens.weight"]
+    state[f"{draft}shared_head.head.weight"] = state["model.embed_tokens.weight"]
+    fingerprint = write_checkpoint(checkpoint, config, state, precision="fp8", variant="v3.2", overwrite=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (checkpoint / name).write_bytes((folder / name).read_bytes())
+    return fingerprint
+
+
+def _texts(random: Random) -> Iterator[str]:
+    """What stands between the role markers of random demonstrations."""
+    for number in range(TOKENIZER_TASKS):
+        toolset = random_toolset(random)
+        task = random.choice(kinds_for(toolset))(random, "train", toolset)
+        messages = conversation(task)
+        if number % PREAMBLE_EVERY == 0:
+            messages = [system_message(specs_of(toolset), random.choice(INSTRUCTIONS)), *messages]
+        yield from _plain_runs(messages)
+
+
+def _plain_runs(messages: list[dict[str, object]]) -> Iterator[str]:
+    run = ""
+    for text, is_control in encode_segments(messages, "thinking"):
+        if is_control and text in (*SPECIAL, *UNFLAGGED):
+            yield run
+            run = ""
+        else:
+            run += text
+    yield run

@@ -1,0 +1,138 @@
+"""Training uses the runtime's own encoding and model: batches say what the agent will say, and runs resume exactly."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+from v32.agent.tasks.kinds import KINDS
+from v32.agent.tasks.task import Toolset
+from v32.agent.tasks.toolsets import record_tools
+from v32.agent.training.batches import IGNORED, Batches, PackedBatch
+from v32.agent.training.demonstrations import conversation, demonstrate, preamble, system_message
+from v32.agent.training.muon import orthogonalize
+from v32.agent.training.offer import builtin_specs
+from v32.agent.training.packed_attention import PackedAttention
+from v32.agent.training.trainer import Stage, Trainer
+from v32.model_runtime.encoding import encode_messages
+from v32.model_runtime.encoding.tokenizer import ChatTokenizer
+from v32.model_runtime.model.attention import FullAttention
+from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_a_demonstration_is_the_official_prompt(kind, small_tokenizer: ChatTokenizer) -> None:  # type: ignore[no-untyped-def]
+    random = Random(4)
+    task = kind(random, "train", Toolset(("search", "python"), record_tools(random, 1)))
+    specs = builtin_specs(("search", "python"))
+    ids = preamble(specs, small_tokenizer, "Be brief.") + demonstrate(task, small_tokenizer).token_ids
+    messages = [system_message(specs, "Be brief."), *conversation(task)]
+    assert small_tokenizer.decode(ids) == encode_messages(messages, "thinking")
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_the_model_writes_the_last_turn_and_nothing_else(kind, small_tokenizer: ChatTokenizer) -> None:  # type: ignore[no-untyped-def]
+    random = Random(9)
+    task = kind(random, "train", Toolset(("search", "python"), record_tools(random, 1)))
+    demo = demonstrate(task, small_tokenizer)
+    written = [token for token, is_written in zip(demo.token_ids, demo.is_written) if is_written]
+    turn, text = task.turns[-1], small_tokenizer.decode(written)
+    assert all(step.reasoning in text for step in turn.steps)
+    assert text.endswith(f"{turn.reasoning}</think>{turn.answer}<｜end▁of▁sentence｜>")
+    assert "<function_results>" not in text
+    assert turn.question not in text
+
+
+def test_a_batch_depends_on_its_number_alone(small_tokenizer: ChatTokenizer) -> None:
+    first, again = Batches(small_tokenizer, 7), Batches(small_tokenizer, 7)
+    again.batch(1)
+    assert torch.equal(first.batch(3).input_ids, again.batch(3).input_ids)
+    other_rank = Batches(small_tokenizer, 7, rank=1).batch(3)
+    assert first.batch(3).kinds != other_rank.kinds or not torch.equal(first.batch(3).input_ids, other_rank.input_ids)
+
+
+def test_labels_are_the_next_tokens(small_tokenizer: ChatTokenizer) -> None:
+    batch = Batches(small_tokenizer, 0).batch(2)
+    is_target = batch.labels[:, :-1] != IGNORED
+    assert is_target.any()
+    assert torch.equal(batch.labels[:, :-1][is_target], batch.input_ids[:, 1:][is_target])
+
+
+@pytest.mark.parametrize("mode", ["dense", "sparse"])
+def test_packed_attention_equals_each_dialogue_alone(
+    mode,
+    small_tokenizer: ChatTokenizer,
+    small_model: DeepseekV32ForCausalLM,  # type: ignore[no-untyped-def]
+) -> None:
+    batch = Batches(small_tokenizer, 0, tokens=700).batch(0)
+    topk = small_model.config.index_topk if mode == "sparse" else 10**6
+    prefix, (count, length) = len(batch.prefix_ids), batch.input_ids.shape
+    with torch.no_grad():
+        attention = _packed(batch, mode, small_model.config.index_topk)
+        positions = torch.cat((torch.arange(prefix), torch.arange(prefix, prefix + length).repeat(count)))
+        packed = small_model(torch.cat((batch.prefix_ids, batch.input_ids.flatten())), positions, attention)
+        packed = packed[prefix:].view(count, length, -1)
+        for row in range(count):
+            ids = torch.cat((batch.prefix_ids, batch.input_ids[row]))
+            alone = small_model(ids, torch.arange(len(ids)), FullAttention([len(ids)], topk))[prefix:]
+            assert torch.allclose(packed[row], alone, atol=2e-3, rtol=1e-3)
+
+
+def test_warmup_teaches_only_the_indexer_and_lowers_its_loss(
+    small_tokenizer: ChatTokenizer, small_model: DeepseekV32ForCausalLM, tmp_path: Path
+) -> None:
+    before = {name: value.clone() for name, value in small_model.state_dict().items()}
+    stage = Stage("warmup", 20, muon_lr=0.0, adam_lr=5e-3, warm_steps=2)
+    Trainer(small_model, small_tokenizer, tmp_path, [stage], tokens=256, evaluate_every=100, evaluation_batches=1).run()
+    changed = {name for name, value in small_model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(".indexer." in name for name in changed)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    small_tokenizer: ChatTokenizer, small_model: DeepseekV32ForCausalLM, tmp_path: Path
+) -> None:
+    def run(folder: Path, steps: int) -> DeepseekV32ForCausalLM:
+        folder.mkdir(exist_ok=True)
+        stage = Stage("dense", 6, muon_lr=0.01, adam_lr=1e-3, lesson_steps=3)
+        model = copy.deepcopy(small_model)
+        trainer = Trainer(
+            model, small_tokenizer, folder, [stage], tokens=256, save_every=3, evaluate_every=99, evaluation_batches=1
+        )
+        for _ in range(steps - trainer.step):
+            trainer._train_step(stage)
+            trainer.step += 1
+            if trainer.step == 3:
+                trainer._save()
+        return model
+
+    straight = run(tmp_path / "straight", 6)
+    run(tmp_path / "cut", 3)
+    resumed = run(tmp_path / "cut", 6)
+    for name, value in straight.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_the_log_has_one_json_object_a_line(
+    small_tokenizer: ChatTokenizer, small_model: DeepseekV32ForCausalLM, tmp_path: Path
+) -> None:
+    stages = [Stage("sparse", 2, 1e-3, 1e-3), Stage("mtp", 2, 1e-3, 1e-3)]
+    Trainer(small_model, small_tokenizer, tmp_path, stages, tokens=256, evaluate_every=2, evaluation_batches=1).run()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines if "exact" in line] == ["sparse"]
+
+
+def test_orthogonalized_matrices_have_singular_values_near_one() -> None:
+    matrices = torch.randn(3, 24, 40, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalize(matrices))
+    assert ((values > 0.5) & (values < 1.3)).all()
+
+
+def _packed(batch: PackedBatch, mode, topk: int) -> PackedAttention:  # type: ignore[no-untyped-def]
+    counted = torch.ones(batch.input_ids.shape)
+    return PackedAttention(len(batch.prefix_ids), *batch.input_ids.shape, mode=mode, index_topk=topk, counted=counted)
