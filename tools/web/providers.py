@@ -1,0 +1,188 @@
+"""Web search services behind one interface: a query in, hits out. SearXNG, Brave, Tavily, Exa, Serper.
+
+A service is a row of a table: where it listens, which variable holds its key, how a request is written and where in
+the answer the results are. Busy services are asked again; what remains is a `ToolError` for the model, and a key that
+is missing or refused a `ProviderError` for the operator.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+import httpx
+
+from v32.tools.errors import ProviderError
+from v32.tools.local_index import Hit
+from v32.tools.tool import ToolError
+from v32.tools.web.cassette import Cassette
+
+MAX_ANSWER_BYTES = 4 << 20
+MAX_PAUSE_SECONDS = 10.0
+_TAG = re.compile(r"<[^<>]{0,200}>")
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """How one service is spoken to. `request(base_url, key, query, topn)` gives the arguments of an httpx request."""
+
+    base_url: str
+    variable: str
+    request: Callable[[str, str, str, int], dict[str, Any]]
+    results: tuple[str, ...]
+    url: str = "url"
+    snippet: str = "content"
+    needs_key: bool = True
+
+
+def _searxng(base: str, key: str, query: str, topn: int) -> dict[str, Any]:
+    return {"method": "GET", "url": f"{base}/search", "params": {"q": query, "format": "json"}}
+
+
+def _brave(base: str, key: str, query: str, topn: int) -> dict[str, Any]:
+    headers = {"X-Subscription-Token": key, "Accept": "application/json"}
+    params = {"q": query[:400], "count": min(topn, 20)}
+    return {"method": "GET", "url": f"{base}/res/v1/web/search", "params": params, "headers": headers}
+
+
+def _tavily(base: str, key: str, query: str, topn: int) -> dict[str, Any]:
+    body = {"query": query, "max_results": min(topn, 20)}
+    return {"method": "POST", "url": f"{base}/search", "json": body, "headers": {"Authorization": f"Bearer {key}"}}
+
+
+def _exa(base: str, key: str, query: str, topn: int) -> dict[str, Any]:
+    body = {"query": query, "numResults": topn, "contents": {"text": {"maxCharacters": 300}}}
+    return {"method": "POST", "url": f"{base}/search", "json": body, "headers": {"x-api-key": key}}
+
+
+def _serper(base: str, key: str, query: str, topn: int) -> dict[str, Any]:
+    body = {"q": query, "num": topn}
+    return {"method": "POST", "url": f"{base}/search", "json": body, "headers": {"X-API-KEY": key}}
+
+
+PROVIDERS: Mapping[str, Provider] = {
+    "searxng": Provider("", "SEARXNG_URL", _searxng, ("results",), needs_key=False),
+    "brave": Provider(
+        "https://api.search.brave.com", "BRAVE_API_KEY", _brave, ("web", "results"), snippet="description"
+    ),
+    "tavily": Provider("https://api.tavily.com", "TAVILY_API_KEY", _tavily, ("results",)),
+    "exa": Provider("https://api.exa.ai", "EXA_API_KEY", _exa, ("results",), snippet="text"),
+    "serper": Provider(
+        "https://google.serper.dev", "SERPER_API_KEY", _serper, ("organic",), url="link", snippet="snippet"
+    ),
+}
+
+
+class WebSearch:
+    """A `SearchProvider` on one service. `per_second` spaces requests out; `attempts` counts the first one too."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        *,
+        key: str = "",
+        base_url: str = "",
+        cassette: Cassette | None = None,
+        seconds: float = 15.0,
+        attempts: int = 3,
+        per_second: float | None = None,
+    ) -> None:
+        self._provider, self._key = provider, key
+        self._base_url = (base_url or provider.base_url).rstrip("/")
+        self._cassette = cassette or Cassette()
+        self._seconds, self._attempts = seconds, attempts
+        self._interval = 1 / per_second if per_second else 0.0
+        self._next_start = 0.0
+
+    async def search(self, query: str, topn: int) -> Sequence[Hit]:
+        request = self._provider.request(self._base_url, self._key, query, topn)
+        described = json.dumps([request["method"], request["url"], request.get("params") or request.get("json")])
+        answer = await self._cassette.answer(described, lambda: self._ask(request))
+        return self._hits(answer)[:topn]
+
+    async def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer as JSON, asked for again while the service is busy or out of reach."""
+        problem = ""
+        async with httpx.AsyncClient(timeout=self._seconds) as client:
+            for attempt in range(self._attempts):
+                await self._wait_for_turn()
+                pause = 0.5 * 2**attempt
+                try:
+                    response = await client.request(**request)
+                except httpx.HTTPError as error:
+                    problem = f"cannot be reached ({error or type(error).__name__})"
+                else:
+                    if response.status_code < 400:
+                        return self._parsed(response)
+                    problem = f"answered {response.status_code}"
+                    if response.status_code in (401, 403):
+                        raise ProviderError(f"{self._base_url} refused the key of {self._provider.variable}: {problem}")
+                    if response.status_code != 429 and response.status_code < 500:
+                        raise ToolError(f"the search service {problem}; try other words")
+                    pause = _pause(response.headers.get("retry-after"), pause)
+                if attempt + 1 < self._attempts:
+                    await anyio.sleep(pause)
+        raise ToolError(f"the search service {problem}; try again later")
+
+    async def _wait_for_turn(self) -> None:
+        now = anyio.current_time()
+        start = max(now, self._next_start)
+        self._next_start = start + self._interval
+        await anyio.sleep(start - now)
+
+    def _parsed(self, response: httpx.Response) -> dict[str, Any]:
+        try:
+            if len(response.content) > MAX_ANSWER_BYTES:
+                raise ValueError("too long")
+            answer = response.json()
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
+            raise ToolError("the search service answered with something that is no JSON object; try again later")
+        return answer
+
+    def _hits(self, answer: Any) -> list[Hit]:
+        for name in self._provider.results:
+            answer = answer.get(name) if isinstance(answer, dict) else None
+        rows = [row for row in answer or [] if isinstance(row, dict)] if isinstance(answer, list) else []
+        hits = []
+        for row in rows:
+            url = _plain(row.get(self._provider.url))
+            if url.startswith(("http://", "https://")):
+                hits.append(Hit(url, _plain(row.get("title")), _plain(row.get(self._provider.snippet))[:300], url=url))
+        return hits
+
+
+def web_search(name: str, *, environment: Mapping[str, str] | None = None, **options: Any) -> WebSearch:
+    """The service of that name, with its key (for SearXNG: its address) from the environment.
+
+    Raises `ProviderError` for an unknown name and where the variable is not set.
+    """
+    provider = PROVIDERS.get(name)
+    if provider is None:
+        raise ProviderError(f"unknown search service {name!r}; offered: {', '.join(PROVIDERS)}")
+    value = (os.environ if environment is None else environment).get(provider.variable, "").strip()
+    if not value:
+        what = "your key" if provider.needs_key else "the address of an instance, such as http://localhost:8080"
+        raise ProviderError(f"search with {name} needs the environment variable {provider.variable}: set it to {what}")
+    if provider.needs_key:
+        return WebSearch(provider, key=value, **options)
+    return WebSearch(provider, base_url=value, **options)
+
+
+def _pause(retry_after: str | None, otherwise: float) -> float:
+    try:
+        return min(max(float(retry_after or ""), 0.0), MAX_PAUSE_SECONDS)
+    except ValueError:
+        return min(otherwise, MAX_PAUSE_SECONDS)
+
+
+def _plain(value: Any) -> str:
+    """Text without the markup that services put around found words."""
+    return html.unescape(_TAG.sub("", value)).strip() if isinstance(value, str) else ""
