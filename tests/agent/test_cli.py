@@ -13,7 +13,7 @@ import pytest
 from v32.agent.cli import COMMANDS, main
 
 CORPUS = Path(__file__).parents[2] / "examples" / "tiny_v32" / "corpus"
-SHORT = ["--max-new-tokens", "24", "--max-turns", "2", "--seed", "1"]
+SHORT = ["--max-new-tokens", "12", "--max-turns", "2", "--seed", "1"]
 
 
 def v32(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -118,10 +118,10 @@ def test_chat_answers_one_message_a_line_when_there_is_no_terminal() -> None:
 
 @pytest.mark.slow
 def test_eval_ends_with_its_report() -> None:
-    run = v32("eval", "tiny", "--json", "--limit", "2", "--seed", "1", "--max-new-tokens", "24")
+    run = v32("eval", "tiny", "--json", "--limit", "1", "--seed", "1", "--max-new-tokens", "12")
     report = json.loads(run.stdout.splitlines()[-1])
     assert {"suite", "n", "success", "ci95", "by_kind", "tool_calls", "tokens", "seconds"} <= report.keys()
-    assert (report["suite"], report["n"]) == ("tiny", 2)
+    assert (report["suite"], report["n"]) == ("tiny", 1)
 
 
 def test_importing_the_agent_is_quick_and_loads_no_torch() -> None:
