@@ -34,7 +34,7 @@ class Arena:
         self.canary = f"canary-{secrets.token_hex(12)}"
         self.environment_canary = f"key-{secrets.token_hex(12)}"
         self.mark = f"mark-{secrets.token_hex(8)}"
-        self.folder = Path(tempfile.mkdtemp(prefix="sbx-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="sbx-", dir="/var/tmp" if os.path.isdir("/var/tmp") else None))
         self._closers.callback(shutil.rmtree, self.folder, ignore_errors=True)
         self.folder.chmod(0o755)
         self.drop = self.folder / "w"
@@ -49,10 +49,10 @@ class Arena:
         os.chmod(self._unix, 0o777)
         self._abstract = f"sbx-{secrets.token_hex(8)}"
         self._listen("abstract", socket.AF_UNIX, f"\0{self._abstract}")
+        os.environ["HOST_API_KEY"] = self.environment_canary  # what is started from now on inherits it
+        self._closers.callback(os.environ.pop, "HOST_API_KEY", None)
         self.victim = subprocess.Popen(["sleep", "600"], stdin=subprocess.DEVNULL)
         self._closers.callback(self._end_victim)
-        os.environ["HOST_API_KEY"] = self.environment_canary
-        self._closers.callback(os.environ.pop, "HOST_API_KEY", None)
         _add_session_key("sbxcanary", self.canary)
 
     def __enter__(self) -> Arena:

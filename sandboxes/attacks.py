@@ -1,8 +1,8 @@
 """The attack corpus, run against a sandbox of this machine: what held, what did not, and how that was seen.
 
 `data/attacks.jsonl` holds the snippets with a machine-readable check each; `arena.py` is what they are after. Three
-attacks succeed by design, each with its answer. An attack on the text that the model reads is judged with the caller's
-own `render`, for the sandbox only carries bytes.
+attacks succeed by design, each with its answer. Attacks on what the model reads are judged with the caller's own gate
+and tokenizer, for the sandbox only carries bytes.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from v32.sandboxes.supervised import SupervisedSandbox
 Outcome = Literal["contained", "succeeded", "by design", "not judged"]
 OpenSession = Callable[[SandboxPolicy], Awaitable[SupervisedSandbox]]
 Render = Callable[[str], str]
+SpecialTokens = Callable[[str], Iterable[str]]
 
 POLICY = SandboxPolicy(
     wall_seconds=10.0,
@@ -38,6 +39,8 @@ POLICY = SandboxPolicy(
     output_kill_bytes=32 << 20,
 )
 """Limits that fit the corpus's thresholds: small enough to be hit in seconds."""
+
+NEIGHBOUR = replace(POLICY, background="keep")
 
 BY_DESIGN = {
     "patch-runtime": "one interpreter is one trust domain: reset() or fresh=True gives a new one",
@@ -84,6 +87,7 @@ class _Round:
     sandbox: SupervisedSandbox
     open_session: Callable[[], Awaitable[SupervisedSandbox]]
     render: Render | None
+    special_tokens: SpecialTokens | None
     results: list[CellResult | ExecResult] = field(default_factory=list)
     memory_before: int = 0
 
@@ -116,12 +120,14 @@ async def run_attacks(
     *,
     only: Iterable[str] | None = None,
     render: Render | None = None,
+    special_tokens: SpecialTokens | None = None,
     on_result: Callable[[AttackResult], None] | None = None,
     open_session: OpenSession | None = None,
 ) -> list[AttackResult]:
     """Each attack in a sandbox of its own; `on_result` hears of each as it ends.
 
-    `only` names some of them. `render` turns output into what the model reads. `open_session` replaces the backend.
+    `only` names some of them. `render` turns output into the text for the model, `special_tokens` names the special
+    tokens that encoding such a text as a tool's result yields. `open_session` replaces the backend.
     """
     wanted = None if only is None else set(only)
     opener = open_session or (lambda policy: start_sandbox(policy, backend))
@@ -129,7 +135,7 @@ async def run_attacks(
     for attack in load_attacks():
         if wanted is None or attack.id in wanted:
             with Arena() as grounds:
-                result = await _run(attack, grounds, opener, render)
+                result = await _run(attack, grounds, opener, render, special_tokens)
             results.append(result)
             if on_result is not None:
                 on_result(result)
@@ -149,23 +155,32 @@ def _attack(record: dict[str, Any]) -> Attack:
     )
 
 
-async def _run(attack: Attack, grounds: Arena, opener: OpenSession, render: Render | None) -> AttackResult:
+async def _run(
+    attack: Attack,
+    grounds: Arena,
+    opener: OpenSession,
+    render: Render | None,
+    special_tokens: SpecialTokens | None,
+) -> AttackResult:
     start = time.monotonic()
     kind = attack.check["kind"]
-    if kind == "rendered_contains" and render is None:
-        return _result(attack, "not judged", "needs the gate that makes text for the model", start)
+    if kind == "rendered_contains" and (special_tokens if _is_about_tokens(attack) else render) is None:
+        missing = "tokenizer" if _is_about_tokens(attack) else "gate that makes text for the model"
+        return _result(attack, "not judged", f"needs the {missing}", start)
     policy = replace(POLICY, background="keep" if attack.keeps_background else "kill")
     async with AsyncExitStack() as stack:
 
-        async def open_session() -> SupervisedSandbox:
+        async def open_session(policy: SandboxPolicy = policy) -> SupervisedSandbox:
             sandbox = await opener(policy)
             stack.push_async_callback(sandbox.close)
             return sandbox
 
         sandbox = await open_session()
-        neighbour = await _neighbour(open_session, grounds) if kind == "concurrent_marker" else None
+        neighbour = await _neighbour(await open_session(NEIGHBOUR), grounds) if kind == "concurrent_marker" else None
         meter = Meter()
-        turn = _Round(attack, grounds, meter, sandbox, open_session, render, memory_before=arena.resident_bytes())
+        turn = _Round(
+            attack, grounds, meter, sandbox, open_session, render, special_tokens, memory_before=arena.resident_bytes()
+        )
         with meter:
             turn.results.append(await _execute(sandbox, attack, grounds))
             if kind == "listing_fails":
@@ -193,9 +208,8 @@ async def _execute(sandbox: SupervisedSandbox, attack: Attack, grounds: Arena) -
     return await sandbox.bash(code, timeout=attack.timeout)
 
 
-async def _neighbour(open_session: Callable[[], Awaitable[SupervisedSandbox]], grounds: Arena) -> SupervisedSandbox:
+async def _neighbour(neighbour: SupervisedSandbox, grounds: Arena) -> SupervisedSandbox:
     """Another sandbox with a marked process and a marked file, for as long as it is open."""
-    neighbour = await open_session()
     await neighbour.write_file(grounds.mark, b"mine")
     await neighbour.run_python(
         f"import subprocess; subprocess.Popen(['bash', '-c', ': {grounds.mark}; sleep 60'], start_new_session=True)"
@@ -213,14 +227,24 @@ async def _stdout_contains(turn: _Round) -> str:
 
 
 async def _rendered_contains(turn: _Round) -> str:
-    assert turn.render is not None
-    rendered = turn.render(turn.output())
+    """Control characters must not be in the text; the text of a token may, if it does not become that token."""
+    rendered = turn.render(turn.output()) if turn.render else turn.output()
+    if _is_about_tokens(turn.attack):
+        assert turn.special_tokens is not None
+        became = [token for token in turn.special_tokens(rendered) if token in turn.output()]
+        return f"became tokens: {became!r}" if became else ""
     found = [text for text in turn.check["texts"] if text in rendered]
     return f"the model would read {found!r}" if found else ""
 
 
+def _is_about_tokens(attack: Attack) -> bool:
+    return attack.id.startswith("tok-")
+
+
 async def _host_connected(turn: _Round) -> str:
-    await anyio.sleep(0.05)
+    with anyio.move_on_after(0.5):
+        while not turn.arena.connected[turn.check["which"]]:
+            await anyio.sleep(0.01)
     return "a connection reached the host" if turn.arena.connected[turn.check["which"]] else ""
 
 

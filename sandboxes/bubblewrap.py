@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import random
 import shutil
@@ -125,96 +126,98 @@ class _Opening:
         self._uid = random.SystemRandom().choice(PRIVATE_UIDS) if os.geteuid() == 0 and recipe.private_uid else None
         self._landlock = recipe.landlock and landlock.abi() > 0
         self._cgroup: Cgroup | None = None
-        self._passed: list[int] = []
 
     async def run(self) -> SupervisedSandbox:
-        ours, theirs = socket.socketpair()
-        said = os.memfd_create("said")
-        info_read, info_write = os.pipe()
-        process = None
-        try:
-            self._cgroup = open_cgroup(self._policy) if self._recipe.cgroup else None
-            ours.sendall(self._settings())
-            process = self._launch(theirs.fileno(), info_write, said)
-            os.close(info_write)
-            info_write = -1
-            theirs.close()
-            directory = await await_ready(ours)
-            jail = _Jail(process, _child_pidfd(info_read), self._cgroup)
-            files = DirectoryFiles(directory, self._uid)
-            return SupervisedSandbox(
-                self._policy, Channel(control := ours.detach(), control), files, jail, self._enforcement()
-            )
-        except BaseException as error:
-            ours.close()
-            if process is not None:
-                process.kill()
-                process.wait()
-            if self._cgroup is not None:
-                self._cgroup.remove()
-            if isinstance(error, (OSError, TimeoutError)):
+        with contextlib.ExitStack() as self._descriptors:
+            said = self._closing(os.memfd_create("said"))
+            try:
+                return await self._start(said)
+            except (OSError, TimeoutError) as error:
                 heard = os.pread(said, 4096, 0).decode("utf-8", "replace").strip()
                 raise _DidNotOpen(heard or str(error)) from error
-            raise
-        finally:
+
+    async def _start(self, said: int) -> SupervisedSandbox:
+        ours, theirs = (self._descriptors.enter_context(end) for end in socket.socketpair())
+        info_read, info_write = (self._closing(end) for end in os.pipe())
+        with contextlib.ExitStack() as undo:  # of what lives on if all goes well
+            self._cgroup = open_cgroup(self._policy) if self._recipe.cgroup else None
+            if self._cgroup is not None:
+                undo.callback(self._cgroup.remove)
+            ours.sendall(self._settings())
+            process = self._launch(theirs.fileno(), info_write, said)
+            undo.callback(_end, process, ours)
             theirs.close()
-            for fd in (said, info_read, info_write, *self._passed):
-                if fd >= 0:
-                    os.close(fd)
+            directory = await await_ready(ours)
+            undo.callback(os.close, directory)
+            jail = _Jail(process, _child_pidfd(info_read), self._cgroup)
+            undo.callback(jail.forget)
+            control = os.dup(ours.fileno())
+            undo.callback(os.close, control)
+            channel = Channel(control, control)
+            undo.pop_all()
+        files = DirectoryFiles(directory, self._uid)
+        return SupervisedSandbox(self._policy, channel, files, jail, self._enforcement())
 
     def _launch(self, control: int, info: int, said: int) -> subprocess.Popen[bytes]:
-        binary = self._pass(os.open(self._binary.path, os.O_RDONLY | os.O_CLOEXEC))
-        host = self._pass(os.pidfd_open(os.getpid()))
-        settings = [f"bwrap={binary}", f"pool={self._pool}", f"pool_inodes={self._policy.workspace_inodes}"]
-        settings.append(f"pool_bytes={self._policy.workspace_bytes}")
+        passed = [control, info]
+        settings = self._launcher_settings(passed)
+        arguments = [*self._arguments(passed), "--info-fd", str(info)]
+        host = self._closing(os.pidfd_open(os.getpid()))
+        inside = [self._interpreter.path, "-I", "-S", "-B", "/run/v32/boot.py"]
+        inside += [str(host), str(control), str(control), "/workspace", "namespace"]
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", str(LAUNCHER), *settings, "--", *arguments, "--", *inside],
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            pass_fds=[*passed, host],
+            start_new_session=True,
+            env={} if self._recipe.clear_environment else None,
+        )
+
+    def _launcher_settings(self, passed: list[int]) -> list[str]:
+        binary = self._closing(os.open(self._binary.path, os.O_RDONLY | os.O_CLOEXEC))
+        passed.append(binary)
+        settings = [f"bwrap={binary}", f"pool={self._pool}"]
+        settings += [f"pool_bytes={self._policy.workspace_bytes}", f"pool_inodes={self._policy.workspace_inodes}"]
         if self._binary.libraries:
-            libraries = self._pass(os.open(self._binary.libraries, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            libraries = self._closing(os.open(self._binary.libraries, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            passed.append(libraries)
             settings.append(f"libraries=/proc/self/fd/{libraries}")
         if self._uid is not None:
             settings.append(f"uid={self._uid}")
         if self._cgroup is not None:
             settings += [f"cgroup={path}" for path in self._cgroup.directories]
-        if self._cpus():
-            settings.append(f"cpus={','.join(map(str, self._cpus()))}")
-        inside = [self._interpreter.path, "-I", "-S", "-B", "/run/v32/supervisor.py"]
-        inside += [str(host), str(control), str(control), "/workspace", "namespace"]
-        arguments = [*self._arguments(), "--info-fd", str(info), "--", *inside]
-        return subprocess.Popen(
-            [sys.executable, "-I", "-S", str(LAUNCHER), *settings, "--", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
-            pass_fds=[control, info, *self._passed],
-            start_new_session=True,
-            env={} if self._recipe.clear_environment else None,
-        )
+        if not self._has_cpu_limit():
+            settings.append(f"cpus={','.join(map(str, self._some_cpus()))}")
+        return settings
 
     # -- what bwrap is told -------------------------------------------------------------------------------------
 
-    def _arguments(self) -> list[str]:
+    def _arguments(self, passed: list[int]) -> list[str]:
         recipe = self._recipe
         arguments = [f"--unshare-{name}" for name in recipe.namespaces]
         arguments += ["--disable-userns"] if recipe.disable_userns else []
         arguments += ["--uid", "1000", "--gid", "1000", "--hostname", "sandbox", "--cap-drop", "ALL"]
         arguments += ["--as-pid-1", "--new-session"]
         arguments += ["--clearenv"] if recipe.clear_environment else []
-        arguments += self._root() if recipe.minimal_root else ["--ro-bind", "/", "/", "--tmpfs", "/run"]
+        arguments += self._root(passed) if recipe.minimal_root else _whole_root()
         arguments += ["--proc", "/proc"]
         arguments += ["--ro-bind", "/proc/sys", "/proc/sys"] if recipe.read_only_sysctl else []
         arguments += ["--dev", "/dev", *self._storage()]
         for name in GUEST_FILES:
-            arguments += ["--ro-bind-data", self._data((GUEST / name).read_bytes()), f"/run/v32/{name}"]
+            arguments += ["--ro-bind-data", self._data(passed, (GUEST / name).read_bytes()), f"/run/v32/{name}"]
         arguments += ["--remount-ro", "/dev", "--remount-ro", "/"] if recipe.read_only_root else []
         if recipe.seccomp:
             program = seccomp.build_filter(
                 allow_hidden_memory=self._cgroup is not None or not recipe.watchdog,
-                allow_affinity=not self._cpus(),
+                allow_affinity=self._has_cpu_limit(),
                 without=recipe.seccomp_without,
             )
-            arguments += ["--seccomp", self._data(program)]
+            arguments += ["--seccomp", self._data(passed, program)]
         return [*arguments, "--chdir", "/"]
 
-    def _root(self) -> list[str]:
+    def _root(self, passed: list[int]) -> list[str]:
         """/usr and the few files of /etc that programs miss; nothing else of the host."""
         arguments = ["--ro-bind", "/usr", "/usr"]
         for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
@@ -224,7 +227,7 @@ class _Opening:
             elif path.is_dir():
                 arguments += ["--ro-bind", str(path), str(path)]
         for name, text in ETC.items():
-            arguments += ["--ro-bind-data", self._data(text.encode()), f"/etc/{name}"]
+            arguments += ["--ro-bind-data", self._data(passed, text.encode()), f"/etc/{name}"]
         for name in ETC_OF_HOST:
             arguments += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
         for folder in self._interpreter.folders:
@@ -260,31 +263,49 @@ class _Opening:
             processes=f"{counted}, rlimit" if counted else "rlimit",
             syscalls="seccomp",
             inodes="tmpfs" if self._pool else "none",
-            cpu=counted if self._cgroup and self._cgroup.cpu else "affinity",
+            cpu=counted if self._has_cpu_limit() else "affinity",
         )
 
-    def _cpus(self) -> list[int]:
-        """Where no control group limits CPU time: as many CPUs, at random, and no way to move."""
-        if self._cgroup is not None and self._cgroup.cpu is not None:
-            return []
-        ours = sorted(os.sched_getaffinity(0))
-        wanted = max(1, -(-int(self._policy.cpus * 1000) // 1000))
-        return sorted(random.sample(ours, min(wanted, len(ours))))
+    def _has_cpu_limit(self) -> bool:
+        return self._cgroup is not None and self._cgroup.cpu is not None
 
-    def _data(self, content: bytes) -> str:
-        fd = self._pass(os.memfd_create("data", os.MFD_CLOEXEC))
+    def _some_cpus(self) -> list[int]:
+        """Where no control group limits CPU time: as many CPUs, at random, and no way to move."""
+        ours = sorted(os.sched_getaffinity(0))
+        return sorted(random.sample(ours, min(max(1, math.ceil(self._policy.cpus)), len(ours))))
+
+    def _data(self, passed: list[int], content: bytes) -> str:
+        fd = self._closing(os.memfd_create("data", os.MFD_CLOEXEC))
+        passed.append(fd)
         os.write(fd, content)
         os.lseek(fd, 0, os.SEEK_SET)
         return str(fd)
 
-    def _pass(self, fd: int) -> int:
-        self._passed.append(fd)
+    def _closing(self, fd: int) -> int:
+        """The descriptor, which is closed when the attempt is over."""
+        self._descriptors.callback(os.close, fd)
         return fd
+
+
+def _whole_root() -> list[str]:
+    """Everything the host has: what the minimal root is compared with."""
+    places = [entry for entry in os.scandir("/") if entry.name not in ("dev", "proc", "tmp", "run", "workspace")]
+    links = [word for entry in places if entry.is_symlink() for word in ("--symlink", os.readlink(entry), entry.path)]
+    folders = [entry.path for entry in places if entry.is_dir(follow_symlinks=False)]
+    return links + [word for folder in folders for word in ("--ro-bind", folder, folder)]
 
 
 def _child_pidfd(info: int) -> int:
     """PID 1 of the sandbox, as bwrap reports it; held as a descriptor, so that no other process can be meant."""
     return os.pidfd_open(json.loads(os.read(info, 4096))["child-pid"])
+
+
+def _end(process: subprocess.Popen[bytes], control: socket.socket) -> None:
+    """Stop what did not become a sandbox: a supervisor ends with its channel, everything else is killed."""
+    with contextlib.suppress(OSError):
+        control.shutdown(socket.SHUT_RDWR)
+    process.kill()
+    process.wait()
 
 
 class _Jail:
@@ -302,6 +323,9 @@ class _Jail:
 
     def process_strikes(self) -> int:
         return self._cgroup.refused_forks() if self._cgroup else 0
+
+    def forget(self) -> None:
+        os.close(self._supervisor)
 
     async def close(self) -> None:
         if self._supervisor < 0:

@@ -41,7 +41,7 @@ os.makedirs("/run/v32", exist_ok=True)
 for name, text in zip(sys.argv[1::2], sys.argv[2::2]):
     with open("/run/v32/" + name, "wb") as file: file.write(base64.b64decode(text))
 os.chmod("/run/v32", 0o555)
-supervisor = ["/run/v32/supervisor.py", "-1", "0", "1", "/workspace", "namespace"]
+supervisor = ["/run/v32/boot.py", "-1", "0", "1", "/workspace", "namespace"]
 os.execv(sys.executable, [sys.executable, "-I", "-S", "-B", *supervisor])
 """
 

@@ -45,7 +45,9 @@ def main(arguments: list[str]) -> None:
     if values["pool"]:
         enter_own_namespace()
         mount_pool(values["pool"], values["pool_bytes"], values["pool_inodes"])
-    environment = {"LD_LIBRARY_PATH": values["libraries"]} if values.get("libraries") else {}
+    environment: dict[str, str] = dict(posix.environ)  # type: ignore[arg-type]
+    if "libraries" in values:
+        environment["LD_LIBRARY_PATH"] = values["libraries"]
     try:  # by descriptor: the private user need not reach its path
         posix.execve(int(values["bwrap"]), ["bwrap", *arguments[cut + 1 :]], environment)
     except OSError as error:

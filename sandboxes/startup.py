@@ -14,7 +14,7 @@ from v32.sandboxes.sandbox import SandboxPolicy
 
 OPEN_SECONDS = 15.0
 GUEST = Path(__file__).parent / "guest"
-GUEST_FILES = ("supervisor.py", "wire.py", "confine.py", "kernel.py")
+GUEST_FILES = ("boot.py", "supervisor.py", "wire.py", "processes.py", "storage.py", "confine.py", "kernel.py")
 
 
 def settings_frame(

@@ -36,7 +36,7 @@ class UnisolatedSandbox(SupervisedSandbox):
         os.mkdir(workspace)
         self._ours, theirs = socket.socketpair()
         control, host = theirs.fileno(), os.pidfd_open(os.getpid())
-        program = [policy.python or sys.executable, "-I", "-S", "-B", f"{self._folder}/guest/supervisor.py"]
+        program = [policy.python or sys.executable, "-I", "-S", "-B", f"{self._folder}/guest/boot.py"]
         try:
             self._process = subprocess.Popen(
                 [*program, str(host), str(control), str(control), workspace, "tree"],

@@ -1,7 +1,7 @@
 """The supervisor of a sandbox: starts foreign programs, watches them, and alone speaks to the host.
 
 In a namespace it is PID 1: nothing inside can kill, stop, trace or look into it, and when it ends the kernel ends
-everything else. It starts fast (C modules only), says `ready`, then warms up. One call at a time:
+everything else. One call at a time:
 
     host -> here   settings name value …           once, first
                    python id fresh code
@@ -9,15 +9,13 @@ everything else. It starts fast (C modules only), says `ready`, then warms up. O
                    fork id name | wake id name | forget name      checkpoints of the interpreter
                    restart id wipe
                    interrupt id | kill id          while a call runs; stale ids are ignored
-    here -> host   ready                           with a descriptor of the workspace where the channel can carry one
+    here -> host   ready                           said by boot.py
                    out id stream data
                    done id how detail lost late anomalies memory
 
 `how` is one of value, none, error, exit, signal, died, ok, failed. `lost` is 1 when an interpreter with variables
-ended since the last answer. Usage: supervisor.py PEER_FD IN_FD OUT_FD WORKSPACE MODE, MODE namespace or tree.
+ended since the last answer.
 """
-
-# ruff: noqa: SIM105 (contextlib is slow to import)
 
 from __future__ import annotations
 
@@ -28,18 +26,17 @@ import select
 import sys
 import time
 
+from processes import anonymous_bytes, execute, kill, parent, read, signal_group  # type: ignore[import-not-found]
+from storage import empty, used_bytes  # type: ignore[import-not-found]
+from wire import MAX_TO_GUEST, FrameError, Frames, pack  # type: ignore[import-not-found]
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the module itself is slow to import
     from typing import NoReturn
 
-sys.path.insert(0, __file__.rpartition("/")[0])
-
-from wire import MAX_TO_GUEST, FrameError, Frames, pack  # type: ignore[import-not-found]  # noqa: E402
-
 NONCE, PIECE, REPLY_LIMIT = 16, 64 << 10, 128 << 10
 SWEEP_SECONDS = 4.0
 WATCH_SECONDS, IDLE_WATCH_SECONDS = 0.05, 0.5
-PAGE = posix.sysconf("SC_PAGESIZE")
 READABLE, WRITABLE, HUNG_UP = select.POLLIN, select.POLLOUT, select.POLLHUP | select.POLLERR
 
 
@@ -93,22 +90,9 @@ class Supervisor:
 
     def run(self) -> None:
         """Serve until the host hangs up or dies."""
-        self._announce()
         while True:
             for frame in self._wait_for_host():
                 self._take(frame)
-
-    def _announce(self) -> None:
-        ready = pack(b"ready")
-        if self._in != self._out:  # pipes cannot carry a descriptor
-            self._send(b"ready")
-            return
-        directory = posix.open(self._workspace, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
-        channel = _socket.socket(fileno=posix.dup(self._out))
-        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, directory.to_bytes(4, sys.byteorder))]
-        channel.sendmsg([ready], rights)
-        channel.close()
-        posix.close(directory)
 
     def _prepare(self) -> None:
         """After `ready`: what the first untrusted process will need."""
@@ -134,7 +118,7 @@ class Supervisor:
         watched = self._settings.get("watch_bytes") and self._kernel is not None
         for fd, _ in poll.poll(IDLE_WATCH_SECONDS * 1000 if watched else None):
             if fd == self._peer:
-                self._leave()
+                self.leave()
             return self._receive()
         self._reap()
         self._watch_memory(None)
@@ -143,13 +127,13 @@ class Supervisor:
     def _receive(self) -> list[list[bytes]]:
         data = posix.read(self._in, 1 << 20)
         if not data:
-            self._leave()
+            self.leave()
         try:
             return self._frames.feed(data)
         except FrameError:
-            self._leave()
+            self.leave()
 
-    def _leave(self) -> NoReturn:
+    def leave(self) -> NoReturn:
         """The host is gone. In a namespace the kernel ends the rest with us; elsewhere that is our duty."""
         if not self._is_namespace:
             self._checkpoints.clear()
@@ -166,7 +150,7 @@ class Supervisor:
                 poll.register(self._out, WRITABLE)
                 poll.poll()
             except OSError:
-                self._leave()
+                self.leave()
 
     # -- requests -----------------------------------------------------------------------------------------------
 
@@ -229,7 +213,7 @@ class Supervisor:
             posix.set_blocking(write, True)
         child_ends = (ends[0][0], ends[1][1], ends[2][1])
         try:
-            call.pid = self._fork(child_ends, lambda: _execute(argv, environment, cwd))
+            call.pid = self._fork(child_ends, lambda: execute(argv, environment, cwd))
         except OSError as error:
             for read, write in ends:
                 posix.close(read)
@@ -257,7 +241,7 @@ class Supervisor:
         self._lost = False
         if wipe == b"1":
             for directory in self._writable:
-                _empty(directory)
+                empty(directory)
         for fd in self._kernel_pipes:
             for _ in _drain(fd):
                 pass
@@ -305,7 +289,7 @@ class Supervisor:
         watched = self._settings["watch_bytes"]
         events = dict(poll.poll(WATCH_SECONDS * 1000 if watched else None))
         if self._peer in events:
-            self._leave()
+            self.leave()
         if self._in in events:
             for frame in self._receive():
                 self._steer(call, frame)
@@ -324,9 +308,9 @@ class Supervisor:
         if frame[0] not in (b"interrupt", b"kill") or frame[1] != call.name:
             return
         if frame[0] == b"interrupt":
-            _signal_group(call.pid, _signal.SIGINT)
+            signal_group(call.pid, _signal.SIGINT)
         else:
-            _signal_group(call.pid, _signal.SIGKILL)
+            signal_group(call.pid, _signal.SIGKILL)
             self._sweep(spare_kernel=not call.nonce)
 
     def _carry(self, call: Call, fd: int) -> None:
@@ -434,7 +418,7 @@ class Supervisor:
         return count
 
     def _end(self, interpreter: Interpreter) -> None:
-        _kill(interpreter.pid)
+        kill(interpreter.pid)
         interpreter.channel.close()
 
     def _end_kernel(self) -> None:
@@ -474,7 +458,7 @@ class Supervisor:
                 return
             for number in (_signal.SIGSTOP, _signal.SIGKILL):  # stopped first: nothing forks on while we kill
                 for pid in leftover:
-                    _kill(pid, number)
+                    kill(pid, number)
             time.sleep(pause)
             pause = min(0.01, pause * 2)
 
@@ -483,8 +467,8 @@ class Supervisor:
         me = posix.getpid()
         pids = [int(name) for name in posix.listdir("/proc") if name.isdigit()]
         if self._is_namespace:
-            return [pid for pid in pids if pid != me and (self._is_known(pid) or _parent(pid) >= 0)]
-        parents = {pid: _parent(pid) for pid in pids}
+            return [pid for pid in pids if pid != me and (self._is_known(pid) or parent(pid) >= 0)]
+        parents = {pid: parent(pid) for pid in pids}
         tree, grown = {me}, True
         while grown:
             more = {pid for pid, parent in parents.items() if parent in tree} - tree
@@ -566,15 +550,15 @@ class Supervisor:
         now = time.monotonic()
         if not self._settings.get("watch_bytes") or now < self._next_watch:
             return
-        used = sum(_anonymous_bytes(pid) for pid in self._members()) + self._shared_bytes()
-        used += sum(_used_bytes(directory) for directory in self._pools())
+        used = sum(anonymous_bytes(pid) for pid in self._members()) + self._shared_bytes()
+        used += sum(used_bytes(directory) for directory in self._pools())
         if used > self._settings["watch_bytes"]:
             if call is not None:
                 call.over_memory = True
             for copy in list(self._checkpoints.values()):
-                _kill(copy.pid)
+                kill(copy.pid)
             if self._kernel is not None:
-                _kill(self._kernel.pid)
+                kill(self._kernel.pid)
             self._sweep(spare_kernel=False)
         spent = time.monotonic() - now
         self._next_watch = now + max(WATCH_SECONDS, 10 * spent)
@@ -589,33 +573,12 @@ class Supervisor:
         """Upper bound of shared anonymous memory: mapped sizes, each object once; it need not be resident anywhere."""
         objects: dict[bytes, int] = {}
         for pid in self._members():
-            for line in _read(f"/proc/{pid}/maps").splitlines():
+            for line in read(f"/proc/{pid}/maps").splitlines():
                 if b"/dev/zero (deleted)" in line or b"/SYSV" in line or b"/memfd:" in line:
                     first, _, last = line.partition(b" ")[0].partition(b"-")
                     inode = line.split(None, 5)[4]
                     objects[inode] = max(objects.get(inode, 0), int(last, 16) - int(first, 16))
         return sum(objects.values())
-
-
-def _execute(argv: list[bytes], environment: dict[bytes, bytes], cwd: bytes) -> None:
-    """Look the program up as a shell would and become it; say so if that fails."""
-    try:
-        posix.chdir(cwd)
-    except OSError as error:
-        posix.write(2, b"cannot enter %s: %s\n" % (cwd, str(error.strerror).encode()))
-        posix._exit(126)
-    program = argv[0]
-    places = [b""] if b"/" in program else environment.get(b"PATH", b"/usr/bin:/bin").split(b":")
-    reason, code = b"command not found", 127
-    for place in places:
-        try:
-            posix.execve(place + b"/" + program if place else program, argv, environment)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            reason, code = str(error.strerror).encode(), 126
-    posix.write(2, program + b": " + reason + b"\n")
-    posix._exit(code)
 
 
 def _drain(fd: int) -> list[bytes]:
@@ -647,104 +610,3 @@ def _close_stdin(call: Call) -> None:
     if call.stdin >= 0:
         posix.close(call.stdin)
         call.stdin = -1
-
-
-def _kill(pid: int, number: int = _signal.SIGKILL) -> None:
-    try:
-        posix.kill(pid, number)
-    except ProcessLookupError:
-        pass
-
-
-def _signal_group(pid: int, number: int) -> None:
-    """To a process and those that share its group, each once: a second interrupt would hit its clean-up."""
-    try:
-        posix.killpg(pid, number)
-    except OSError:  # it has not made its group yet
-        _kill(pid, number)
-
-
-def _parent(pid: int) -> int:
-    """The parent of a live process; -1 for a zombie or one that is gone."""
-    fields = _read(f"/proc/{pid}/stat").rpartition(b") ")[2].split(None, 2)
-    return -1 if len(fields) < 2 or fields[0] in (b"Z", b"X") else int(fields[1])
-
-
-def _anonymous_bytes(pid: int) -> int:
-    fields = _read(f"/proc/{pid}/statm").split()
-    return (int(fields[1]) - int(fields[2])) * PAGE if len(fields) > 2 else 0
-
-
-def _used_bytes(directory: str) -> int:
-    stat = posix.statvfs(directory)
-    return (stat.f_blocks - stat.f_bfree) * stat.f_frsize
-
-
-def _read(path: str) -> bytes:
-    try:
-        fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
-    except OSError:
-        return b""
-    pieces = []
-    try:
-        while True:
-            data = posix.read(fd, PIECE)
-            if not data:
-                break
-            pieces.append(data)
-    except OSError:
-        pass
-    finally:
-        posix.close(fd)
-    return b"".join(pieces)
-
-
-def _empty(directory: str) -> None:
-    """Delete everything below, without recursion: what lies deep is first moved to the top."""
-    count = 0
-    while True:
-        names = posix.listdir(directory)
-        if not names:
-            return
-        for name in names:
-            path = directory + "/" + name
-            try:
-                posix.unlink(path)
-                continue
-            except (IsADirectoryError, PermissionError):
-                posix.chmod(path, 0o700)
-            for child in posix.listdir(path):
-                below = path + "/" + child
-                try:
-                    posix.unlink(below)
-                except (IsADirectoryError, PermissionError):
-                    count += 1
-                    posix.chmod(below, 0o700)
-                    posix.rename(below, f"{directory}/.v32-empty-{count}")
-            posix.rmdir(path)
-
-
-def main() -> None:
-    if sys.argv[5] == "namespace" and posix.getpid() != 1:
-        raise SystemExit("the supervisor of a namespace ends every process it sees: it must be PID 1")
-    peer, control_in, control_out = (int(argument) for argument in sys.argv[1:4])
-    if control_in < 3:  # a pipe transport: keep foreign programs off it
-        control_in, control_out = posix.dup(control_in), posix.dup(control_out)
-    nothing = posix.open("/dev/null", posix.O_RDWR)
-    for target in (0, 1, 2):
-        posix.dup2(nothing, target)
-    keep = {peer, control_in, control_out}
-    for fd in [int(name) for name in posix.listdir("/proc/self/fd")]:
-        if fd > 2 and fd not in keep:
-            try:
-                posix.close(fd)
-            except OSError:
-                pass
-    _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)
-    _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
-    supervisor = Supervisor(peer, control_in, control_out, *sys.argv[4:6])
-    _signal.signal(_signal.SIGTERM, lambda number, frame: supervisor._leave())
-    supervisor.run()
-
-
-main()

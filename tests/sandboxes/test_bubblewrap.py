@@ -48,7 +48,7 @@ dict(
     core=resource.getrlimit(resource.RLIMIT_CORE),
     usr=write("/usr/planted", "x"),
     etc=write("/etc/planted", "x"),
-    run=write("/run/v32/supervisor.py", "x"),
+    run=write("/run/v32/boot.py", "x"),
     hostname=os.uname().nodename,
 )
 """
@@ -215,7 +215,7 @@ def test_where_stage_0_is_refused_bwrap_alone_is_used_and_said_to_be() -> None:
 
 
 def test_the_supervisor_refuses_to_run_as_anything_but_pid_1() -> None:
-    program = str(Path(backend.__file__).parent / "guest" / "supervisor.py")
+    program = str(Path(backend.__file__).parent / "guest" / "boot.py")
     done = subprocess.run(
         [sys.executable, "-I", "-S", program, "-1", "0", "1", "/tmp", "namespace"], capture_output=True, timeout=20
     )

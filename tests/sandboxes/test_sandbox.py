@@ -13,7 +13,7 @@ from v32.sandboxes.supervised import SupervisedSandbox
 
 from .conftest import Session  # noqa: TID251 (the folder of the tests, not ours)
 
-QUICK = SandboxPolicy(wall_seconds=20.0, grace_seconds=0.3)
+QUICK = SandboxPolicy(wall_seconds=20.0, grace_seconds=1.0)
 
 
 def test_cells_share_variables_and_give_the_value_of_their_last_expression(session: Session) -> None:

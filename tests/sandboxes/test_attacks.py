@@ -1,0 +1,240 @@
+"""The corpus is contained; without a sandbox it succeeds; without one defence, what that defence stops succeeds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import sys
+from dataclasses import replace
+from functools import partial
+
+import anyio
+import pytest
+
+from v32.sandboxes import attacks
+from v32.sandboxes.attacks import BY_DESIGN, AttackResult, load_attacks, run_attacks
+from v32.sandboxes.bubblewrap import NAMESPACES, Recipe, open_bubblewrap
+from v32.sandboxes.sandbox import SandboxPolicy
+from v32.sandboxes.supervised import SupervisedSandbox
+
+from .as_user import run_as_user  # noqa: TID251 (the folder of the tests, not ours)
+
+ATTACKS = {attack.id: attack for attack in load_attacks()}
+NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="shows what a root caller would lose")
+
+AS_USER = """
+import anyio, json, sys
+from functools import partial
+from v32.sandboxes.attacks import run_attacks
+only = sys.argv[1].split(",") if len(sys.argv) > 1 else None
+for r in anyio.run(partial(run_attacks, only=only)):
+    print(json.dumps([r.id, r.outcome, r.evidence]))
+"""
+
+CONTROL = """
+import anyio, json, sys
+from functools import partial
+from v32.sandboxes.attacks import run_attacks
+from v32.sandboxes.unisolated import UnisolatedSandbox
+async def opener(policy):
+    sandbox = UnisolatedSandbox(policy)
+    return await sandbox.__aenter__()
+for r in anyio.run(partial(run_attacks, only=sys.argv[1].split(","), open_session=opener)):
+    print(json.dumps([r.id, r.outcome, r.evidence]))
+"""
+
+# Harmless without a sandbox, run by a user who owns nothing.
+SAFE = (
+    "read-host-file", "read-all-environ", "walk-for-keys", "tcp-loopback", "path-unix", "abstract-unix",
+    "scm-rights-smuggle", "sysfs-visible", "vsock", "keyctl-session",
+)  # fmt: skip
+
+
+def clean(text: str) -> str:
+    """As a gate would: nothing invisible."""
+    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
+
+
+def failures(results: list[AttackResult]) -> dict[str, str]:
+    return {result.id: result.evidence for result in results if result.outcome == "succeeded"}
+
+
+@pytest.mark.slow
+def test_every_attack_is_contained_but_those_that_succeed_by_design() -> None:
+    results = anyio.run(partial(run_attacks, render=clean))
+    assert failures(results) == {}
+    assert {result.id for result in results if result.outcome == "by design"} <= set(BY_DESIGN)
+    unjudged = {result.id for result in results if result.outcome == "not judged"}
+    assert unjudged == {name for name in ATTACKS if name.startswith("tok-")}
+    assert len(results) == 77
+
+
+@pytest.mark.slow
+def test_every_attack_is_contained_for_an_ordinary_user_without_any_control_group() -> None:
+    lines = [json.loads(line) for line in run_as_user(AS_USER).splitlines()]
+    assert len(lines) == 77
+    assert {line[0]: line[2] for line in lines if line[1] == "succeeded"} == {}
+
+
+@pytest.mark.slow
+def test_without_a_sandbox_the_snippets_do_what_they_are_for() -> None:
+    output = run_as_user(CONTROL, ",".join(SAFE))
+    outcomes = {name: outcome for name, outcome, _ in map(json.loads, output.splitlines())}
+    assert outcomes == dict.fromkeys(SAFE, "succeeded")
+
+
+WIDE = Recipe(minimal_root=False)
+CASES = {
+    "minimal root": (WIDE, ("read-host-file", "walk-for-keys", "path-unix", "scm-rights-smuggle", "sysfs-visible")),
+    "cleared environment": (Recipe(clear_environment=False), ("read-all-environ",)),
+    "network namespace": (
+        Recipe(namespaces=tuple(name for name in NAMESPACES if name != "net"), landlock=False),
+        ("tcp-loopback", "abstract-unix"),
+    ),
+    "ipc namespace": (
+        Recipe(namespaces=tuple(name for name in NAMESPACES if name != "ipc")),
+        ("persist-shm-sysv",),
+    ),
+    "seccomp": (Recipe(seccomp=False), ("vsock", "keyctl-session", "modify-ldt")),
+    "socket families": (Recipe(seccomp_without=frozenset({"socket"})), ("vsock",)),
+    "keyring calls": (Recipe(seccomp_without=frozenset({"keyctl", "add_key", "request_key"})), ("keyctl-session",)),
+    "nested user namespaces": (
+        Recipe(disable_userns=False, seccomp_without=frozenset({"clone", "clone3", "unshare"})),
+        ("clone-userns", "clone3-userns"),
+    ),
+    "clone rules are the second wall": (Recipe(disable_userns=False), ()),
+    "sweep": (Recipe(sweep=False), ("nohup-disown", "orphan-daemon")),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("defence", CASES)
+def test_without_a_defence_its_attacks_succeed(defence: str) -> None:
+    recipe, names = CASES[defence]
+    for name in names or ("clone-userns", "clone3-userns"):
+        (result,) = anyio.run(partial(run_attacks, only=[name], open_session=partial(_open, recipe)))
+        expected = "succeeded" if names else "contained"
+        assert (name, result.outcome) == (name, expected), result.evidence
+
+
+@NEEDS_ROOT
+@pytest.mark.slow
+def test_without_a_private_user_root_reads_what_only_root_may_read() -> None:
+    recipe = Recipe(minimal_root=False, private_uid=False)
+    (result,) = anyio.run(partial(run_attacks, only=["read-root-file"], open_session=partial(_open, recipe)))
+    assert result.outcome == "succeeded"
+    (result,) = anyio.run(partial(run_attacks, only=["read-root-file"], open_session=partial(_open, WIDE)))
+    assert result.outcome == "contained"
+
+
+def opened(path: str) -> str:
+    """Code that prints whether a file opens for writing; nothing is written."""
+    return f"import os\ntry: os.close(os.open({path!r}, os.O_WRONLY)); print('open')\nexcept OSError as e: print(e)"
+
+
+SYSCTL, OWN_MEMORY = opened("/proc/sys/kernel/core_pattern"), opened("/proc/self/mem")
+KILL_ALL = "kill -9 -1"
+AFFINITY = "import os\ntry: os.sched_setaffinity(0, range(2)); print('open')\nexcept OSError as e: print(e)"
+MEMFD = "import os\ntry: os.memfd_create('x'); print('open')\nexcept OSError as e: print(e)"
+ROOT_FILE = "try: open('/run/fill', 'w').write('x'); print('open')\nexcept OSError as e: print(e)"
+INODES = (
+    "try:\n    for i in range(30_000): open(f'/tmp/{i}', 'w').close()\n    print('open')\nexcept OSError as e: print(e)"
+)
+MANY = """
+import os, time
+read, write = os.pipe()
+for i in range(6):
+    if os.fork() == 0:
+        x = bytearray(60 << 20); x[::4096] = bytes(15 << 10); os.write(write, b"."); time.sleep(20); os._exit(0)
+while i >= 0: i -= len(os.read(read, 8))
+time.sleep(1); print('open')
+"""
+
+
+@NEEDS_ROOT
+@pytest.mark.parametrize("kept", ["private_uid", "read_only_sysctl", "landlock"])
+def test_each_of_three_walls_keeps_the_core_pattern_from_root(kept: str) -> None:
+    """Opened for writing, never written: a piped pattern would be a command that the host's kernel runs as root."""
+    walls = {name: name == kept for name in ("private_uid", "read_only_sysctl", "landlock")}
+    assert _output(Recipe(**walls), SYSCTL) != b"open\n"  # type: ignore[arg-type]
+
+
+@NEEDS_ROOT
+def test_without_the_three_walls_root_opens_the_core_pattern() -> None:
+    assert _output(Recipe(private_uid=False, read_only_sysctl=False, landlock=False), SYSCTL) == b"open\n"
+
+
+@pytest.mark.parametrize(
+    ("without", "with_", "code"),
+    [
+        (Recipe(landlock=False), Recipe(), OWN_MEMORY),
+        (Recipe(seccomp=False, cgroup=False), Recipe(cgroup=False), AFFINITY),
+        (Recipe(seccomp=False, cgroup=False), Recipe(cgroup=False), MEMFD),
+        (Recipe(read_only_root=False, landlock=False), Recipe(landlock=False), ROOT_FILE),
+        (Recipe(read_only_root=False, landlock=False), Recipe(read_only_root=False), ROOT_FILE),
+        (Recipe(own_pool=False), Recipe(), INODES),
+        (Recipe(cgroup=False, watchdog=False), Recipe(cgroup=False), MANY),
+    ],
+)
+def test_what_one_defence_alone_stops(without: Recipe, with_: Recipe, code: str) -> None:
+    policy = replace(attacks.POLICY, memory_bytes=200 << 20)
+    assert _output(without, code, policy) == b"open\n"
+    assert _output(with_, code, policy) != b"open\n"
+
+
+def test_landlock_keeps_a_command_from_killing_the_interpreter() -> None:
+    async def run(recipe: Recipe) -> str:
+        async with await open_bubblewrap(SandboxPolicy(), recipe) as sandbox:
+            await sandbox.run_python("x = 1")
+            return (await sandbox.bash(KILL_ALL)).state
+
+    assert anyio.run(run, Recipe()) == "kept"
+    assert anyio.run(run, Recipe(landlock=False)) == "lost"
+
+
+def test_the_process_limit_is_rlimit_and_cgroup_each() -> None:
+    code = (
+        "import os, time\nn = 0\ntry:\n    while n < 90:\n        if os.fork() == 0: time.sleep(3); os._exit(0)\n"
+        "        n += 1\nexcept OSError: pass\nn"
+    )
+
+    async def run(recipe: Recipe) -> int:
+        async with await open_bubblewrap(attacks.POLICY, recipe) as sandbox:
+            return int((await sandbox.run_python(code)).value or -1)
+
+    assert anyio.run(run, Recipe()) < 64
+    assert anyio.run(run, Recipe(cgroup=False)) < 64
+    assert anyio.run(run, Recipe(cgroup=False, rlimits=False)) == 90
+
+
+def test_a_terminal_is_out_of_reach_even_with_one() -> None:
+    """The runner gets a controlling terminal; the sandbox must not be able to type into it."""
+    code = (
+        "import anyio, json\nfrom functools import partial\nfrom v32.sandboxes.attacks import run_attacks\n"
+        "print([r.outcome for r in anyio.run(partial(run_attacks, only=['tiocsti-ctty']))])"
+    )
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-c", code])
+    said = b""
+    with contextlib.suppress(OSError):  # the terminal's other side has gone
+        while data := os.read(fd, 4096):
+            said += data
+    os.waitpid(pid, 0)
+    os.close(fd)
+    assert b"['contained']" in said
+
+
+async def _open(recipe: Recipe, policy: SandboxPolicy) -> SupervisedSandbox:
+    return await open_bubblewrap(policy, recipe)
+
+
+def _output(recipe: Recipe, code: str, policy: SandboxPolicy = attacks.POLICY) -> bytes:
+    async def run() -> bytes:
+        async with await open_bubblewrap(policy, recipe) as sandbox:
+            return (await sandbox.run_python(code, timeout=30)).stdout
+
+    return anyio.run(run)
