@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from v32.agent.events import (
@@ -33,11 +33,11 @@ Record = dict[str, Any]
 def to_record(event: Event) -> Record:
     """The JSON object of any event, durable or passing."""
     kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(event).__name__).lower()
-    fields = asdict(event)
+    record = _plain(event)
     # A completion and a result are the event: their fields stand at the top, beside the type.
     for wrapped in ("completion", "result"):
-        fields |= fields.pop(wrapped, {})
-    return {"type": kind, **fields}
+        record |= record.pop(wrapped, {})
+    return {"type": kind, **record}
 
 
 def to_line(record: Mapping[str, Any]) -> str:
@@ -50,13 +50,24 @@ def from_record(record: Mapping[str, Any]) -> Durable:
     return _READERS[record["type"]](record)
 
 
+def _plain(value: Any) -> Any:
+    """Dataclasses and mappings as dicts, sequences as lists, all the way down; anything else as it is, uncopied."""
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
 def _call_result(record: Mapping[str, Any]) -> CallResult:
     return CallResult(**{name: record[name] for name in CallResult.__dataclass_fields__})
 
 
 def _rebased(record: Mapping[str, Any]) -> Rebased:
-    fields = {name: record[name] for name in Rebased.__dataclass_fields__}
-    return Rebased(**fields | {"kept": tuple(fields["kept"]), "usage": Usage(**fields["usage"])})
+    values = {name: record[name] for name in Rebased.__dataclass_fields__}
+    return Rebased(**values | {"kept": tuple(values["kept"]), "usage": Usage(**values["usage"])})
 
 
 _READERS: dict[str, Callable[[Mapping[str, Any]], Durable]] = {

@@ -46,7 +46,8 @@ def add_agent_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tools", default="", metavar="A,B", help=f"of {', '.join(DOCUMENT_TOOLS + CODE_TOOLS)}")
     group.add_argument("--docs", metavar="DIR", help="the documents that search, open_page and find work on")
     group.add_argument("--topn", type=int, default=5, metavar="N", help="hits of a search (default 5)")
-    group.add_argument("--instructions", metavar="TEXT", help="system message")
+    group.add_argument("--instructions", metavar="TEXT", help="what the model is told before the first message")
+    group.add_argument("--role", choices=("system", "developer"), default="system", help="who gives tools and text")
     group.add_argument("--tool-choice", default="auto", metavar="C", help="auto, none, required, or a tool's name")
     group.add_argument("--context", default="discard-75%", metavar="S", help="discard-75%%, discard-all, summary, none")
     group.add_argument("--max-turns", type=int, default=64, metavar="N", help="completions of one run (default 64)")
@@ -123,6 +124,7 @@ def build_agent(arguments: argparse.Namespace, *, journal: str | None = None) ->
         journal=journal,
         tool_choice=arguments.tool_choice,
         params=params,
+        role=arguments.role,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 from hypothesis import given
@@ -71,8 +72,10 @@ def test_the_type_is_the_name_in_snake_case() -> None:
 
 
 def test_data_that_json_cannot_hold_does_not_stop_the_journal() -> None:
-    event = ToolFinished(CallResult("call_0", "f", "text", data={"when": object()}))
-    assert json.loads(to_line(to_record(event)))["data"]["when"].startswith("<object object")
+    event = ToolFinished(CallResult("call_0", "f", "text", data={"lock": threading.Lock(), (1, 2): b"bytes"}))
+    data = json.loads(to_line(to_record(event)))["data"]
+    assert data["lock"].startswith("<unlocked _thread.lock")
+    assert data["(1, 2)"] == "b'bytes'"
 
 
 @pytest.mark.parametrize("record", [{}, {"type": "nonsense"}, {"type": "user_said"}, {"type": "reasoning_delta"}])

@@ -21,7 +21,11 @@ from v32.agent import (
     ToolStarted,
     UserSaid,
 )
+from v32.model_runtime.chat import ChatModel
+from v32.model_runtime.encoding import ChatTokenizer
+from v32.model_runtime.generators.scripted import ScriptedGenerator
 from v32.model_runtime.messages import ContentDelta, ReasoningDelta
+from v32.sandboxes.errors import SandboxUnavailable
 from v32.tools import ToolError, tool
 
 pytestmark = pytest.mark.anyio
@@ -232,3 +236,35 @@ async def test_a_result_that_is_too_large_for_the_context_is_cut(scripted: Scrip
     text = result.steps[0].results[0].text
     assert len(result.transcript.tokenizer.encode_text(text)) <= 1000
     assert "characters left out" in text
+
+
+async def test_the_time_limit_stops_a_completion_and_the_session_goes_on(tokenizer: ChatTokenizer, say: Any) -> None:
+    script = [say.answer("word " * 1000), say.answer("ok")]
+    model = ChatModel(ScriptedGenerator(tokenizer, script, seconds_per_token=0.005), tokenizer, grammar=False)
+    async with Agent(model, limits=Limits(seconds=0.3)).session() as session:
+        result = await session.run("Write much.")
+        assert result.stop_reason is StopReason.TIME_LIMIT
+        assert result.steps == ()
+        assert (await session.run("Again.")).output == "ok"
+
+
+async def test_a_machine_that_fails_raises_after_the_siblings_have_ended(scripted: Scripted, say: Any) -> None:
+    @tool
+    async def sandboxed() -> None:
+        """Needs a sandbox."""
+        raise SandboxUnavailable("no sandbox works here; install bubblewrap")
+
+    @tool
+    async def slow() -> str:
+        """Takes a while."""
+        await anyio.sleep(0.2)
+        return "finished"
+
+    model = scripted(say.calls(("sandboxed", {}), ("slow", {})), say.answer("I could not."))
+    async with Agent(model, tools=[sandboxed, slow]).session() as session:
+        with pytest.raises(SandboxUnavailable, match="install bubblewrap"):
+            await session.run("Go.")
+        assert session.is_interrupted
+        result = await session.run()
+    assert [r.outcome for r in result.steps[0].results] == ["interrupted", "ok"]
+    assert result.output == "I could not."
