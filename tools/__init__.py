@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from v32.tools.errors import DocumentError, ProviderError, ToolDefinitionError, ToolsError, WorkerError
     from v32.tools.gate import for_model
     from v32.tools.local_index import Hit, LocalIndex
+    from v32.tools.mcp_client import mcp_tools
     from v32.tools.search import SearchProvider, document_tools, find_tool, open_page_tool, search_tool
     from v32.tools.toolset import Problem, Toolset
 
@@ -36,6 +37,7 @@ _LAZY = {
     "files_tools": "code",
     "find_tool": "search",
     "for_model": "gate",
+    "mcp_tools": "mcp_client",
     "open_page_tool": "search",
     "python_tool": "code",
     "search_tool": "search",
@@ -65,6 +67,7 @@ __all__ = [
     "files_tools",
     "find_tool",
     "for_model",
+    "mcp_tools",
     "open_page_tool",
     "python_tool",
     "search_tool",

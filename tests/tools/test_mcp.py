@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from v32.tools import ToolContext, ToolsError, Toolset, tool
+from v32.tools.mcp_client import mcp_tools, modern_schema
+from v32.tools.mcp_server import mcp_server
+
+pytest.importorskip("mcp", reason="the extra `mcp` is not installed")
+pytestmark = pytest.mark.anyio
+
+SERVER = '''
+import os, time
+from mcp.server.mcpserver import MCPServer
+
+server = MCPServer("test")
+
+@server.tool()
+def add(a: int, b: int = 1) -> int:
+    """Add two numbers."""
+    return a + b
+
+@server.tool(name="odd.name")
+def odd() -> str:
+    return "odd \\x1b[31mtext"
+
+@server.tool()
+def fail() -> str:
+    raise ValueError("no such thing")
+
+@server.tool()
+def die() -> str:
+    os._exit(3)
+
+@server.tool()
+def hang() -> str:
+    time.sleep(600)
+    return ""
+
+@server.tool()
+def environment() -> str:
+    return os.environ.get("V32_SECRET", "unset")
+
+server.run()
+'''
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    (tmp_path / "server.py").write_text(SERVER)
+    return [sys.executable, str(tmp_path / "server.py")]
+
+
+@pytest.mark.slow
+async def test_tools_of_a_real_server_over_stdio(
+    command: list[str], context: ToolContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("V32_SECRET", "secret")
+    async with mcp_tools(command, prefix="t_") as listed:
+        tools = Toolset(listed)
+        assert tools.names == ["t_add", "t_odd_name", "t_fail", "t_die", "t_hang", "t_environment"]
+        assert tools["t_add"].description == "Add two numbers."
+        assert (await tools.run("t_add", {"a": 2}, context)).text == "3"
+        assert (await tools.run("t_odd_name", {}, context)).text == "odd text"
+        failed = await tools.run("t_fail", {}, context)
+        assert failed.is_error
+        assert failed.text.startswith("Error")
+        assert "$.a: expected integer" in (await tools.run("t_add", {"a": "x"}, context)).text
+        assert (await tools.run("t_environment", {}, context)).text == "unset"
+
+
+@pytest.mark.slow
+async def test_a_server_that_hangs_or_dies_is_a_failed_call(command: list[str], context: ToolContext) -> None:
+    async with mcp_tools(command, timeout=8.0) as listed:
+        tools = Toolset(listed)
+        tools["hang"].timeout = 0.5  # type: ignore[misc]
+        assert (await tools.run("hang", {}, context)).text == "Error: hang took longer than 0.5 s and was stopped"
+        with anyio.fail_after(30):
+            died = await tools.run("die", {}, context)
+            again = await tools.run("add", {"a": 1}, context)
+        assert died.is_error
+        assert again.is_error
+        assert died.text.startswith("Error: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "server",
+    [[sys.executable, "-c", "import time; time.sleep(600)"], ["/no/such/program"], "http://127.0.0.1:1/mcp"],
+    ids=["silent", "absent", "unreachable"],
+)
+async def test_what_is_no_server_is_an_error_in_time(server: Any) -> None:
+    with anyio.fail_after(30), pytest.raises(ToolsError, match=r"^the MCP server .* cannot be used: "):
+        async with mcp_tools(server, timeout=1.0):
+            pass
+
+
+async def test_our_tools_served_and_used_again(context: ToolContext) -> None:
+    @tool
+    async def greet(name: str) -> str:
+        """Greet someone.
+
+        Args:
+            name: Whom.
+        """
+        return f"Hello {name}"
+
+    ours = Toolset([greet])
+    async with mcp_tools(mcp_server(ours)) as listed:
+        tools = Toolset(listed)
+        assert [(t.name, t.description, dict(t.parameters)) for t in tools] == [
+            (t.name, t.description, dict(t.parameters)) for t in ours
+        ]
+        assert (await tools.run("greet", {"name": "you"}, context)).text == "Hello you"
+
+
+@pytest.mark.slow
+async def test_the_served_folder_answers_another_process(tmp_path: Path, context: ToolContext) -> None:
+    (tmp_path / "a.txt").write_text("The capital of Zubrovia is Lutz.")
+    async with mcp_tools(
+        [sys.executable, "-m", "v32.tools.mcp_server", "--docs", str(tmp_path)], env=_path()
+    ) as listed:
+        tools = Toolset(listed)
+        found = await tools.run("search", {"query": "capital"}, context)
+        assert found.text == "[a.txt] The capital of Zubrovia is Lutz."
+        assert (await tools.run("open_page", {"id": "b.txt"}, context)).text.endswith("did you mean 'a.txt'?")
+
+
+@pytest.mark.slow
+async def test_over_streamable_http(context: ToolContext) -> None:
+    import uvicorn
+
+    @tool
+    async def double(n: int) -> int:
+        return 2 * n
+
+    config = uvicorn.Config(mcp_server(Toolset([double])).streamable_http_app(), port=0, log_level="error")
+    server = uvicorn.Server(config)
+    async with anyio.create_task_group() as group:
+        group.start_soon(server.serve)
+        while not server.started:
+            await anyio.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        async with mcp_tools(f"http://127.0.0.1:{port}/mcp") as listed:
+            assert (await Toolset(listed).run("double", {"n": 4}, context)).text == "8"
+        server.should_exit = True
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"$schema": "http://json-schema.org/draft-07/schema#", "type": "object"}, {"type": "object"}),
+        (
+            {"items": [{"type": "string"}], "additionalItems": False},
+            {"prefixItems": [{"type": "string"}], "items": False},
+        ),
+        ({"minimum": 1, "exclusiveMinimum": True}, {"exclusiveMinimum": 1}),
+        ({"maximum": 1, "exclusiveMaximum": False}, {"maximum": 1}),
+        ({"properties": {"a": {"items": [{}]}}}, {"properties": {"a": {"prefixItems": [{}]}}}),
+        (True, True),
+    ],
+)
+def test_schemas_of_older_drafts(old: Any, new: Any) -> None:
+    assert modern_schema(old) == new
+
+
+def _path() -> dict[str, str]:
+    import os
+
+    return {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
