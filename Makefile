@@ -12,8 +12,8 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 FOLDERS := agent tools model_runtime kernels sandboxes
-SOURCES := $(FOLDERS) examples tests benchmarks setup.py
-QUESTION ?= What is the population of Lunden times 12?
+SOURCES := $(FOLDERS) examples tests setup.py
+QUESTION ?= What is the population of Todix?
 
 .PHONY: demo test check lint types imports fast-tests eval setup clean
 
