@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import accumulate
 
-from v32.model_runtime.encoding import ChatTokenizer
+from v32.model_runtime.encoding import ChatTokenizer, Segment
 
 # One character of every class that pre-tokenizers tell apart, and what may come second.
 _ANY_START = ("a", "Z", "1", " ", "\n", "\r", "\t", "<", "'", "｜", "中", "é", "\u0301")
@@ -24,6 +24,9 @@ class CanonicalForcing:
     def __init__(self, tokenizer: ChatTokenizer) -> None:
         self._tokenizer = tokenizer
         self._pre_tokenizer = tokenizer.backend.pre_tokenizer
+        marker = tokenizer.dialect.dsml
+        self._marker = marker if len(tokenizer.encode_control(marker)) == 1 else None
+        """Where one token stands for it, the text before and after it is tokenised apart."""
         self._cache: dict[tuple[str, str, tuple[str, ...] | None], list[int]] = {}
 
     def tokens(self, left: str, text: str, starts: Iterable[str] | None = None) -> list[int]:
@@ -41,15 +44,25 @@ class CanonicalForcing:
 
     def _certain_tokens(self, left: str, text: str, starts: tuple[str, ...] | None) -> list[int]:
         whole = left + text
-        end = self._last_certain_boundary(whole, _ANY_START if starts is None else starts)
+        settled = whole.rfind(self._marker) + len(self._marker) if self._marker and self._marker in whole else 0
+        end = settled + self._last_certain_boundary(whole[settled:], _ANY_START if starts is None else starts)
         if end <= len(left):
             return []
-        ids = self._tokenizer.encode_text(whole[:end])
+        ids = self._tokenizer.encode_segments(self._segments(whole[:end]))
         ends = list(accumulate(len(self._tokenizer.token_bytes(token_id)) for token_id in ids))
         start = len(left.encode())
         if start == 0:
             return ids
         return ids[ends.index(start) + 1 :] if start in ends else []
+
+    def _segments(self, text: str) -> list[Segment]:
+        if self._marker is None:
+            return [Segment(text)]
+        pieces = text.split(self._marker)
+        return [
+            Segment(pieces[0]),
+            *(part for piece in pieces[1:] for part in (Segment(self._marker, True), Segment(piece))),
+        ]
 
     def _last_certain_boundary(self, whole: str, starts: Iterable[str]) -> int:
         if self._pre_tokenizer is None:

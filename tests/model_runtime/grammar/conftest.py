@@ -31,6 +31,14 @@ def tiny() -> ConstraintCompiler:
     return ConstraintCompiler(tiny_tokenizer(), 1_056)
 
 
+@pytest.fixture(scope="session")
+def single(deepseek: ConstraintCompiler) -> ConstraintCompiler:
+    """DeepSeek's tokenizer with one token for the marker of the tags, as the successor's has."""
+    backend = Tokenizer.from_str(deepseek.tokenizer.backend.to_str())
+    backend.add_tokens([AddedToken(V32.dsml, special=False, normalized=False)])
+    return ConstraintCompiler(ChatTokenizer(backend.to_str()))
+
+
 @pytest.fixture(scope="session", params=["deepseek", "tiny"])
 def compiler(request: pytest.FixtureRequest) -> ConstraintCompiler:
     compiler: ConstraintCompiler = request.getfixturevalue(request.param)

@@ -53,6 +53,12 @@ def test_forced_tokens_are_canonical(
     steps(compiler, calls, choice, thinking_mode)
 
 
+@pytest.mark.parametrize("calls", CALLS)
+def test_a_marker_that_is_one_token_is_forced_as_such(single: ConstraintCompiler, calls: list) -> None:
+    tokens, sampled = steps(single, calls, "required", "chat")
+    assert sampled < 0.6 * tokens
+
+
 def test_most_of_a_call_is_forced(deepseek: ConstraintCompiler) -> None:
     tokens, sampled = steps(deepseek, CALLS[4], "required", "chat")
     assert sampled < tokens / 3
