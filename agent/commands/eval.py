@@ -75,7 +75,7 @@ def _as_text(record: dict[str, Any]) -> str:
     kinds = [f"  {kind:12}  {entry['success']:6.1%} of {entry['n']}" for kind, entry in record["by_kind"].items()]
     head = f"{record['suite']}: {record['success']:.1%} of {record['n']} (95% interval {low:.1%} to {high:.1%})"
     cost = (
-        f"{record['tool_calls']} tool calls, {record['tokens']['completion']:,} tokens produced, "
+        f"{record['tool_calls']} tool calls, {record['tokens']:,} tokens produced, "
         f"{record['seconds']:.1f} s, seed {record['seed']}"
     )
     return "\n".join([head, *kinds, cost])

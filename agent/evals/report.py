@@ -68,9 +68,11 @@ class Report:
             "ci95": [round(low, 4), round(high, 4)],
             "by_kind": {kind: {"n": len(some), "success": _share(some)} for kind, some in sorted(kinds.items())},
             "tool_calls": usage.tool_calls,
-            "tokens": {
+            "tokens": usage.completion_tokens,
+            "usage": {
                 "prompt": usage.prompt_tokens,
                 "cached": usage.cached_tokens,
+                "prefilled": usage.prefilled_tokens,
                 "completion": usage.completion_tokens,
                 "forced": usage.forced_tokens,
             },

@@ -51,7 +51,7 @@ CONFIG = DeepseekV32Config(
 )
 """Head and embedding are tied while training and written as two tensors, as the published checkpoints have them."""
 STAGES = [
-    Stage("dense", 6300, muon_lr=0.01, adam_lr=3e-3, lesson_steps=2500, decay_share=0.222),
+    Stage("dense", 6450, muon_lr=0.01, adam_lr=3e-3, lesson_steps=2500, decay_share=0.4),
     Stage("warmup", 120, muon_lr=0.0, adam_lr=2e-3, warm_steps=10),
     Stage("sparse", 300, muon_lr=1e-3, adam_lr=3e-4, warm_steps=10, decay_share=0.6),
     Stage("mtp", 200, muon_lr=5e-3, adam_lr=1e-3, warm_steps=20),
@@ -71,19 +71,25 @@ def make_tokenizer(folder: Path) -> ChatTokenizer:
 def train(folder: Path, stages: list[Stage], *, seed: int = 0) -> DeepseekV32ForCausalLM:
     """Run or resume the stages in `folder`; returns the trained model."""
     tokenizer = make_tokenizer(folder)
+    model = build_model(seed)
+    Trainer(model, tokenizer, folder, stages, seed=seed).run()
+    return model
+
+
+def build_model(seed: int) -> DeepseekV32ForCausalLM:
+    """Starting weights; the draft layer shares embedding and head with the model."""
     model = DeepseekV32ForCausalLM(CONFIG, with_mtp=True)
     initialize(model, seed)
-    Trainer(model, tokenizer, folder, stages, seed=seed).run()
+    for layer in model.mtp_layers:
+        layer.embed_tokens = model.model.embed_tokens
+        layer.shared_head.head = model.lm_head
     return model
 
 
 def export(folder: Path, model: DeepseekV32ForCausalLM, checkpoint: Path) -> str:
     """Write the checkpoint, FP8 in blocks of 128 x 128, with its tokenizer; returns its fingerprint."""
     config = dataclasses.replace(CONFIG, tie_word_embeddings=False)
-    draft = f"model.layers.{CONFIG.num_hidden_layers}."
-    state = dict(model.state_dict())
-    state[f"{draft}embed_tokens.weight"] = state["model.embed_tokens.weight"]
-    state[f"{draft}shared_head.head.weight"] = state["model.embed_tokens.weight"]
+    state = model.state_dict()
     fingerprint = write_checkpoint(checkpoint, config, state, precision="fp8", variant="v3.2", overwrite=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (checkpoint / name).write_bytes((folder / name).read_bytes())

@@ -1,0 +1,30 @@
+"""Draw the learning curve of a run: python examples/tiny_v32/plot.py runs/tiny/log.jsonl curve.png"""
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def main(log: str, picture: str) -> None:
+    lines = [json.loads(line) for line in Path(log).read_text().splitlines()]
+    reports = [line for line in lines if "accuracy" in line]
+    tests = [line for line in lines if "exact" in line]
+    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=110)
+    for stage in dict.fromkeys(line["stage"] for line in reports):
+        some = [line for line in reports if line["stage"] == stage]
+        axes.plot([x["tokens"] / 1e6 for x in some], [x["accuracy"] for x in some], label=f"token accuracy, {stage}")
+    axes.plot([x["tokens"] / 1e6 for x in tests], [x["exact"] for x in tests], "ko", label="held-out tasks, exact")
+    axes.set(xlabel="tokens seen, millions", ylabel="share", ylim=(0, 1.02), title="The tiny checkpoint learning")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(picture)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
