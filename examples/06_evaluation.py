@@ -21,7 +21,7 @@ def main(model=None, n=11, concurrency=8):
     record = report.to_record()
     low, high = record["ci95"]
     print(f"{record['success']:.0%} of {record['n']} tasks (95% interval {low:.0%} to {high:.0%})")
-    print(f"{record['tool_calls']} calls, {record['tokens']['completion']} tokens, {record['seconds']} s")
+    print(f"{record['tool_calls']} calls, {record['tokens']} tokens, {record['seconds']} s")
 
 
 if __name__ == "__main__":

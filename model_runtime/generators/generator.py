@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -83,7 +83,7 @@ class TokenGenerator(Protocol):
 
     def generate(
         self, prompt_ids: Sequence[int], params: SamplingParams, constraint: TokenConstraint | None = None
-    ) -> AsyncIterator[Token | Finished]:
+    ) -> AsyncGenerator[Token | Finished, None]:
         """Raises `ContextOverflowError` before the first token if the prompt leaves no room."""
 
     async def aclose(self) -> None:
