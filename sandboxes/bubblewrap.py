@@ -206,7 +206,13 @@ class _Opening:
         arguments += ["--ro-bind", "/proc/sys", "/proc/sys"] if recipe.read_only_sysctl else []
         arguments += ["--dev", "/dev", *self._storage()]
         for name in GUEST_FILES:
-            arguments += ["--ro-bind-data", self._data(passed, (GUEST / name).read_bytes()), f"/run/v32/{name}"]
+            arguments += [
+                "--perms",
+                "0444",
+                "--file",
+                self._data(passed, (GUEST / name).read_bytes()),
+                f"/run/v32/{name}",
+            ]
         arguments += ["--remount-ro", "/dev", "--remount-ro", "/"] if recipe.read_only_root else []
         if recipe.seccomp:
             program = seccomp.build_filter(
@@ -227,7 +233,7 @@ class _Opening:
             elif path.is_dir():
                 arguments += ["--ro-bind", str(path), str(path)]
         for name, text in ETC.items():
-            arguments += ["--ro-bind-data", self._data(passed, text.encode()), f"/etc/{name}"]
+            arguments += ["--perms", "0444", "--file", self._data(passed, text.encode()), f"/etc/{name}"]
         for name in ETC_OF_HOST:
             arguments += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
         for folder in self._interpreter.folders:

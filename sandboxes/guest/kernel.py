@@ -14,26 +14,24 @@ Nothing it says is believed beyond "this is what the cell answered": limits, tim
 
 from __future__ import annotations
 
+import _ast
+import _signal  # type: ignore[import-not-found]
 import _socket
-import ast
 import builtins
 import io
-import linecache
 import os
-import signal
 import sys
-import traceback
 import types
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import asyncio  # imported by the first cell that awaits
+if TYPE_CHECKING:  # slow to import: loaded when the supervisor is idle, or when a cell needs it
+    import asyncio
 
 NONCE = 16
 PIECE = 64 << 10
 VALUE_LIMIT = 10 << 10
 ERROR_LIMIT = 48 << 10
-TOP_LEVEL_AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+TOP_LEVEL_AWAIT = _ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 IS_COROUTINE = 0x80
 
 
@@ -44,11 +42,12 @@ class Kernel:
         self._channel = channel
         self._running = False
         self._cells = 0
+        self._sources: dict[str, str] = {}
         self._event_loop: asyncio.AbstractEventLoop | None = None
         self._main = types.ModuleType("__main__")
         self._main.__dict__["__builtins__"] = builtins
         sys.modules["__main__"] = self._main
-        signal.signal(signal.SIGINT, self._interrupt)
+        _signal.signal(_signal.SIGINT, self._interrupt)
 
     def serve(self) -> None:
         """Answer until the supervisor hangs up."""
@@ -97,7 +96,7 @@ class Kernel:
 
     def _run(self, code: str) -> bytes:
         """One cell; whatever it raises becomes text."""
-        signal.signal(signal.SIGINT, self._interrupt)
+        _signal.signal(_signal.SIGINT, self._interrupt)
         self._cells += 1
         name = f"<cell {self._cells}>"
         try:
@@ -109,21 +108,22 @@ class Kernel:
         except BaseException as error:
             self._running = False
             self._flush()
-            return b"e" + _cut(_describe(error), ERROR_LIMIT)
+            return b"e" + _cut(self._describe(error), ERROR_LIMIT)
         return b"n" if text is None else b"v" + _cut(text, VALUE_LIMIT)
 
     def _evaluate(self, code: str, name: str) -> object:
         """Run the statements; the value of a last expression is the value of the cell."""
-        linecache.cache[name] = (len(code), None, code.splitlines(True), name)
-        tree = ast.parse(code, name)
-        last = tree.body[-1] if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        self._sources[name] = code
+        self._show_sources()
+        tree = compile(code, name, "exec", _ast.PyCF_ONLY_AST | TOP_LEVEL_AWAIT, True)
+        last = tree.body[-1] if tree.body and isinstance(tree.body[-1], _ast.Expr) else None
         if last is not None:
             del tree.body[-1]
         if tree.body:
             self._execute(compile(tree, name, "exec", TOP_LEVEL_AWAIT, True))
         if last is None:
             return None
-        value = self._execute(compile(ast.Expression(last.value), name, "eval", TOP_LEVEL_AWAIT, True))
+        value = self._execute(compile(_ast.Expression(last.value), name, "eval", TOP_LEVEL_AWAIT, True))
         if value is not None:
             self._main.__dict__["_"] = value
         return value
@@ -143,6 +143,30 @@ class Kernel:
         if self._running:
             raise KeyboardInterrupt
 
+    def _show_sources(self) -> None:
+        """Tracebacks and `inspect` find the lines of cells in `linecache`, once something has loaded it."""
+        linecache = sys.modules.get("linecache")
+        if linecache is not None:
+            for name, code in self._sources.items():
+                linecache.cache[name] = (len(code), None, code.splitlines(True), name)
+            self._sources.clear()
+
+    def _describe(self, error: BaseException) -> str:
+        """The traceback as Python prints it, without the frames of this file."""
+        try:
+            import traceback
+
+            self._show_sources()
+            summary: traceback.TracebackException | None = traceback.TracebackException.from_exception(error)
+            assert summary is not None
+            text = summary
+            while summary is not None:
+                summary.stack = traceback.StackSummary.from_list([f for f in summary.stack if f.filename != __file__])
+                summary = summary.__cause__ or summary.__context__
+            return "".join(text.format()).rstrip("\n")
+        except BaseException:  # __str__ and friends belong to the cell
+            return f"{type(error).__name__} (it cannot be printed)"
+
     @staticmethod
     def _flush() -> None:
         for stream in (sys.stdout, sys.stderr):
@@ -150,20 +174,6 @@ class Kernel:
                 stream.flush()
             except BaseException:  # a cell may have put anything there
                 pass
-
-
-def _describe(error: BaseException) -> str:
-    """The traceback as Python prints it, without the frames of this file."""
-    try:
-        summary: traceback.TracebackException | None = traceback.TracebackException.from_exception(error)
-        assert summary is not None
-        text = summary
-        while summary is not None:
-            summary.stack = traceback.StackSummary.from_list([f for f in summary.stack if f.filename != __file__])
-            summary = summary.__cause__ or summary.__context__
-        return "".join(text.format()).rstrip("\n")
-    except BaseException:  # __str__ and friends belong to the cell
-        return f"{type(error).__name__} (it cannot be printed)"
 
 
 def _cut(text: str, limit: int) -> bytes:
@@ -182,11 +192,16 @@ def _whole(data: bytes) -> bytes:
 
 
 def prepare() -> None:
-    """In the supervisor, before any fork: what every cell would import anyway."""
+    """In the supervisor, before any fork: where modules are found."""
     import site
 
     site.main()
     sys.path.insert(0, "")
+
+
+def prepare_more() -> None:
+    """In the supervisor, when it is idle: what many cells will need."""
+    import traceback  # noqa: F401
 
 
 def start(workspace: str, environment: dict[str, str]) -> None:

@@ -80,7 +80,7 @@ class Supervisor:
         self._checkpoints: dict[bytes, Interpreter] = {}
         self._kernel_pipes: dict[int, bytes] = {}
         self._kernel_streams = (-1, -1)
-        self._lost = False
+        self._lost = self._is_warm = False
         self._statuses: dict[int, int] = {}
         self._call: Call | None = None
         self._next_watch = 0.0
@@ -115,6 +115,9 @@ class Supervisor:
         poll.register(self._in, READABLE)
         if self._peer >= 0:
             poll.register(self._peer, READABLE)
+        if not self._is_warm and self._settings and not poll.poll(0):
+            self._is_warm = True
+            self._kernel_program.prepare_more()  # type: ignore[attr-defined]
         watched = self._settings.get("watch_bytes") and self._kernel is not None
         for fd, _ in poll.poll(IDLE_WATCH_SECONDS * 1000 if watched else None):
             if fd == self._peer:
