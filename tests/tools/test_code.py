@@ -123,7 +123,7 @@ async def test_a_cell_that_hangs_keeps_its_output_and_its_variables(tools: Tools
     await tools.run("python", {"code": "x = 1"}, context)
     output = await tools.run("python", {"code": "print('so far', flush=True)\nwhile True: pass"}, context)
     assert output.text.startswith("so far\n")
-    assert "[Stopped after 1.0 s" in output.text
+    assert "\n[Stopped after " in output.text
     assert output.is_error
     assert (output.data["status"], output.data["state"]) == ("timeout", "kept")
     assert output.data["enforced"]["network"] != "none"
