@@ -25,30 +25,33 @@ if TYPE_CHECKING:
     from v32.agent.limits import Limits, StopReason
     from v32.agent.result import RunResult, Step
     from v32.agent.session import Session
+    from v32.model_runtime.messages import ContentDelta, ReasoningDelta
 
 _MODULE_OF = {
-    "Agent": "agent",
-    "AgentError": "errors",
-    "CallResult": "events",
-    "Completed": "events",
-    "ContextPolicy": "context",
-    "Durable": "events",
-    "Event": "events",
-    "Journal": "journal",
-    "JournalError": "errors",
-    "Limits": "limits",
-    "Rebased": "events",
-    "RunResult": "result",
-    "Session": "session",
-    "SessionError": "errors",
-    "Step": "result",
-    "StopReason": "limits",
-    "Stopped": "events",
-    "ToolFinished": "events",
-    "ToolStarted": "events",
-    "ToolsReturned": "events",
-    "UserSaid": "events",
-    "read_journal": "journal",
+    "Agent": ".agent",
+    "AgentError": ".errors",
+    "CallResult": ".events",
+    "Completed": ".events",
+    "ContentDelta": "v32.model_runtime.messages",
+    "ContextPolicy": ".context",
+    "Durable": ".events",
+    "Event": ".events",
+    "Journal": ".journal",
+    "JournalError": ".errors",
+    "Limits": ".limits",
+    "ReasoningDelta": "v32.model_runtime.messages",
+    "Rebased": ".events",
+    "RunResult": ".result",
+    "Session": ".session",
+    "SessionError": ".errors",
+    "Step": ".result",
+    "StopReason": ".limits",
+    "Stopped": ".events",
+    "ToolFinished": ".events",
+    "ToolStarted": ".events",
+    "ToolsReturned": ".events",
+    "UserSaid": ".events",
+    "read_journal": ".journal",
 }
 
 __all__ = [
@@ -56,12 +59,14 @@ __all__ = [
     "AgentError",
     "CallResult",
     "Completed",
+    "ContentDelta",
     "ContextPolicy",
     "Durable",
     "Event",
     "Journal",
     "JournalError",
     "Limits",
+    "ReasoningDelta",
     "Rebased",
     "RunResult",
     "Session",
@@ -80,7 +85,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    value = getattr(importlib.import_module(_MODULE_OF[name], __name__), name)
     globals()[name] = value
     return value
 

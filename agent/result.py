@@ -61,52 +61,48 @@ class RunResult:
 
 @dataclass(slots=True)
 class Account:
-    """The account of one run: what it has done so far."""
+    """The account of one run: what it has done so far. Adding an event costs the same however long the run is."""
 
     steps: list[Step] = field(default_factory=list)
     stopped: Stopped | None = None
-    rebase_usage: Usage = field(default_factory=Usage)
     seconds: float = 0.0
     """Wall time of the run in this process."""
+    _model_usage: Usage = field(default_factory=Usage)
+    """Of every completion, summaries included."""
+    _tool_seconds: float = 0.0
+    _calls_made: int = 0
+    _calls_run: int = 0
+    _refused_turns: int = 0
 
     def apply(self, event: Durable) -> None:
         match event:
             case Completed(completion):
                 self.steps.append(Step(completion))
+                self._model_usage += completion.usage
             case ToolsReturned(results, seconds):
                 self.steps[-1] = replace(self.steps[-1], results=results, seconds=seconds)
+                self._tool_seconds += seconds
+                self._calls_made += len(results)
+                self._calls_run += sum(result.was_run for result in results)
+                self._refused_turns = self._refused_turns + 1 if all(r.was_refused for r in results) else 0
             case Rebased(usage=usage):
-                self.rebase_usage += usage
+                self._model_usage += usage
             case Stopped():
                 self.stopped = event
 
     @property
     def progress(self) -> Progress:
-        return Progress(
-            turns=len(self.steps),
-            tokens=self.usage.completion_tokens,
-            tool_calls=sum(result.was_run for step in self.steps for result in step.results),
-            refused_turns=self._refused_turns(),
-        )
+        return Progress(len(self.steps), self._model_usage.completion_tokens, self._calls_run, self._refused_turns)
 
     @property
     def usage(self) -> Usage:
-        """Tokens of every completion, summaries included; calls made; seconds per part."""
-        total = sum((step.completion.usage for step in self.steps), self.rebase_usage)
-        seconds = {**total.seconds, "tools": sum(step.seconds for step in self.steps), "total": self.seconds}
-        return replace(total, tool_calls=sum(len(step.results) for step in self.steps), seconds=seconds)
+        """Tokens of every completion, calls made, seconds per part."""
+        seconds = {**self._model_usage.seconds, "tools": self._tool_seconds, "total": self.seconds}
+        return replace(self._model_usage, tool_calls=self._calls_made, seconds=seconds)
 
     @property
     def output(self) -> str:
         return self.steps[-1].completion.parsed.content if self.steps else ""
-
-    def _refused_turns(self) -> int:
-        count = 0
-        for step in reversed(self.steps):
-            if not step.results or not all(result.was_refused for result in step.results):
-                break
-            count += 1
-        return count
 
 
 def _describe(step: Step, result: CallResult) -> dict[str, Any]:

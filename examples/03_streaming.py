@@ -2,9 +2,8 @@
 
 import asyncio
 
-from v32.agent import Agent, RunResult, ToolFinished, ToolStarted
+from v32.agent import Agent, ContentDelta, ReasoningDelta, RunResult, ToolFinished, ToolStarted
 from v32.model_runtime import load_model
-from v32.model_runtime.messages import ContentDelta, ReasoningDelta
 from v32.tools import tool
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 from v32.agent import Agent
 from v32.model_runtime import load_model
-from v32.sandboxes.sandbox import SandboxPolicy
+from v32.sandboxes import SandboxPolicy
 
 
 async def answer(agent: Agent) -> None:

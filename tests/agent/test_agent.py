@@ -103,3 +103,11 @@ def test_the_developer_role_carries_tools_and_instructions(scripted: Scripted, s
     prompt = model.tokenizer.decode(model.generator.prompts[0])
     assert prompt.index("<functions>") < prompt.index("# The user's message is: Twice 1?")
     assert "Be brief." in prompt
+
+
+def test_every_public_name_can_be_imported() -> None:
+    import v32.agent
+
+    assert {name: getattr(v32.agent, name) for name in v32.agent.__all__}
+    with pytest.raises(AttributeError, match="no attribute 'Agnet'"):
+        _ = v32.agent.Agnet
