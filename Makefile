@@ -18,7 +18,7 @@ QUESTION ?= What is the population of Todix?
 .PHONY: demo test check lint types imports fast-tests eval setup clean
 
 demo: setup
-	$(BIN)/v32 run "$(QUESTION)" --tools search,python --docs examples/tiny_v32/corpus
+	$(BIN)/v32 run "$(QUESTION)" --tools search,python --docs examples/tiny_v32/corpus --topn 3
 
 test: setup
 	$(BIN)/python -m pytest
