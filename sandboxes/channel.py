@@ -1,7 +1,7 @@
 """The host's end of a supervisor: frames out, frames in, never blocking, with a wake-up for cancellation.
 
-One epoll descriptor stands for everything a call waits for, so that the event loop (asyncio or trio, through anyio)
-watches a single descriptor and no task or thread is needed per sandbox.
+One epoll descriptor stands for everything a call waits for, so that the event loop watches a single descriptor and no
+task or thread is needed per sandbox.
 """
 
 from __future__ import annotations

@@ -47,7 +47,9 @@ class _Session:
         return await start_sandbox(policy, self.backend)  # type: ignore[arg-type]
 
 
-@pytest.fixture(params=["bubblewrap", "unisolated", "container"])
+@pytest.fixture(
+    params=["bubblewrap", *(pytest.param(name, marks=pytest.mark.slow) for name in ("unisolated", "container"))]
+)
 def session(request: pytest.FixtureRequest) -> Session:
     return _Session(request.param)
 

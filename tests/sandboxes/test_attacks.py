@@ -155,6 +155,7 @@ time.sleep(1); print('open')
 
 
 @NEEDS_ROOT
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", ["private_uid", "read_only_sysctl", "landlock"])
 def test_each_of_three_walls_keeps_the_core_pattern_from_root(kept: str) -> None:
     """Opened for writing, never written: a piped pattern would be a command that the host's kernel runs as root."""
@@ -167,6 +168,7 @@ def test_without_the_three_walls_root_opens_the_core_pattern() -> None:
     assert _output(Recipe(private_uid=False, read_only_sysctl=False, landlock=False), SYSCTL) == b"open\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("without", "with_", "code"),
     [
@@ -195,6 +197,7 @@ def test_landlock_keeps_a_command_from_killing_the_interpreter() -> None:
     assert anyio.run(run, Recipe(landlock=False)) == "lost"
 
 
+@pytest.mark.slow
 def test_the_process_limit_is_rlimit_and_cgroup_each() -> None:
     code = (
         "import os, time\nn = 0\ntry:\n    while n < 90:\n        if os.fork() == 0: time.sleep(3); os._exit(0)\n"
@@ -210,6 +213,7 @@ def test_the_process_limit_is_rlimit_and_cgroup_each() -> None:
     assert anyio.run(run, Recipe(cgroup=False, rlimits=False)) == 90
 
 
+@pytest.mark.slow
 def test_a_terminal_is_out_of_reach_even_with_one() -> None:
     """The runner gets a controlling terminal; the sandbox must not be able to type into it."""
     code = (

@@ -100,6 +100,7 @@ def test_each_session_of_root_has_a_user_of_its_own() -> None:
     assert all(uid in backend.PRIVATE_UIDS for uid in uids)
 
 
+@pytest.mark.slow
 def test_limits_of_the_policy_hold(bubblewrap: Session) -> None:
     policy = SandboxPolicy(memory_bytes=256 << 20, workspace_bytes=8 << 20, workspace_inodes=100, max_processes=20)
 
@@ -125,6 +126,7 @@ def test_limits_of_the_policy_hold(bubblewrap: Session) -> None:
     bubblewrap(body, policy)
 
 
+@pytest.mark.slow
 def test_without_a_control_group_the_watchdog_ends_what_no_single_process_shows() -> None:
     policy = SandboxPolicy(memory_bytes=256 << 20, workspace_bytes=64 << 20)
     code = (
@@ -161,7 +163,7 @@ def open_and_close() -> None:
 
 
 def leftovers() -> set[str]:
-    groups = {str(path) for path in Path("/sys/fs/cgroup").glob("**/v32-*")}
+    groups = {str(path) for path in Path("/sys/fs/cgroup").glob(f"**/v32-{os.getpid()}-*")}
     return groups | {f"fd {name}" for name in os.listdir("/proc/self/fd")}
 
 

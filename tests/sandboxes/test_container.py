@@ -91,6 +91,7 @@ def test_cells_commands_and_timeouts_work_over_the_stdio_of_an_engine(stand_in: 
     anyio.run(run)
 
 
+@pytest.mark.slow
 def test_files_go_through_a_program_inside(stand_in: Engine) -> None:
     async def run() -> None:
         async with await open_container(SandboxPolicy(), stand_in) as sandbox:
