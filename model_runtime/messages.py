@@ -103,9 +103,7 @@ class ToolCallMalformed:
     call: MalformedToolCall
 
 
-Delta = (
-    ReasoningDelta | ContentDelta | ToolCallStarted | ToolCallArgumentsDelta | ToolCallFinished | ToolCallMalformed
-)
+Delta = ReasoningDelta | ContentDelta | ToolCallStarted | ToolCallArgumentsDelta | ToolCallFinished | ToolCallMalformed
 
 
 @dataclass(frozen=True, slots=True)
