@@ -83,7 +83,7 @@ class _Tree:
                 await anyio.sleep(0.002)
         self._process.kill()
         self._process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self._folder, ignore_errors=True)  # the supervisor does so too, unless it was killed
 
 
 def _settings(policy: SandboxPolicy, workspace: str) -> bytes:

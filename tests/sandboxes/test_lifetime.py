@@ -202,17 +202,19 @@ def test_the_unisolated_one_ends_its_tree_and_its_folder_when_the_host_is_killed
         "    async with UnisolatedSandbox() as sandbox:\n"
         '        r = await sandbox.run_python(\'import subprocess; p = subprocess.Popen(["sleep", "100"]); p.pid\')\n'
         "        r = await sandbox.run_python('import os; os.getpid()')\n"
-        "        print(r.value, flush=True)\n"
+        "        print(r.value, sandbox._folder, flush=True)\n"
         "        await sandbox.bash('setsid sleep 100', timeout=60)\n"
         "anyio.run(main)"
     )
     host = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert host.stdout is not None
-    kernel = int(host.stdout.readline())
+    words = host.stdout.readline().decode().split()
+    kernel, folder = int(words[0]), Path(words[1])
+    assert folder.is_dir()
     time.sleep(0.3)
     host.send_signal(signal.SIGKILL)
     host.wait()
-    assert wait_until(lambda: not alive({kernel}))
+    assert wait_until(lambda: not alive({kernel}) and not folder.exists())
 
 
 def test_where_no_namespace_can_be_made_nothing_runs() -> None:
