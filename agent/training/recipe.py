@@ -52,8 +52,8 @@ CONFIG = DeepseekV32Config(
 """Head and embedding are tied while training and written as two tensors, as the published checkpoints have them."""
 STAGES = [
     Stage("dense", 6450, muon_lr=0.01, adam_lr=3e-3, lesson_steps=2500, decay_share=0.4),
-    Stage("warmup", 120, muon_lr=0.0, adam_lr=2e-3, warm_steps=10),
-    Stage("sparse", 300, muon_lr=1e-3, adam_lr=3e-4, warm_steps=10, decay_share=0.6),
+    Stage("warmup", 100, muon_lr=0.0, adam_lr=3e-3, warm_steps=10),
+    Stage("sparse", 600, muon_lr=3e-3, adam_lr=9e-4, warm_steps=10, decay_share=0.8),
     Stage("mtp", 200, muon_lr=5e-3, adam_lr=1e-3, warm_steps=20),
 ]
 TOKENIZER_TASKS = 6000
