@@ -1,4 +1,4 @@
-# make demo    set everything up and answer a question with the embedded checkpoint
+# make demo    set everything up and answer two questions with the embedded checkpoint
 # make test    set everything up and run all tests
 # make check   formatting, lint, types, import directions, fast tests (about a minute)
 #
@@ -13,12 +13,14 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 FOLDERS := agent tools model_runtime kernels sandboxes
 SOURCES := $(FOLDERS) examples tests setup.py
-QUESTION ?= What is the population of Todix?
+
+DEMO_OPTIONS := --tools search,python --docs examples/tiny_v32/corpus --topn 3 --temperature 0
 
 .PHONY: demo test check lint types imports fast-tests eval setup clean
 
 demo: setup
-	$(BIN)/v32 run "$(QUESTION)" --tools search,python --docs examples/tiny_v32/corpus --topn 3
+	$(BIN)/v32 run "What is the population of Todix?" $(DEMO_OPTIONS)
+	$(BIN)/v32 run "What is 784 * 4829?" $(DEMO_OPTIONS)
 
 test: setup
 	$(BIN)/python -m pytest

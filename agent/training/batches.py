@@ -26,7 +26,7 @@ from v32.model_runtime.messages import ToolSpec
 IGNORED = -100
 POOL = 2
 """Batches drawn at a time; cutting the pool by length keeps padding low."""
-WEIGHTS = {"chat": 1.0, "lookup": 12.0, "arithmetic": 10.0, "own_tool": 8.0, "not_found": 2.0}
+WEIGHTS = {"chat": 0.4, "lookup": 2.5, "arithmetic": 2.5, "own_tool": 1.5}
 """How often a kind is drawn; 1 where nothing is said. The short kinds teach the copying that all others need."""
 SEARCH_DEPTHS = (3, 3, 5)
 """Search results per call, one choice a batch."""
