@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -47,8 +48,23 @@ async def _attack(as_json: bool) -> int:
         row = f"{result.outcome:10}  {result.category:14}  {result.id:28}  {result.evidence}"
         print(json.dumps(asdict(result), ensure_ascii=False) if as_json else row.rstrip(), flush=True)
 
-    results = await run_attacks(render=for_model, on_result=show)
+    results = await run_attacks(render=for_model, special_tokens=_special_tokens(), on_result=show)
     outcomes = Counter(result.outcome for result in results)
     if not as_json:
         print(", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items())))
     return 1 if outcomes["succeeded"] else 0
+
+
+def _special_tokens() -> Callable[[str], list[str]]:
+    """The structural tokens that a text becomes as a tool result, in the encoding of the embedded checkpoint."""
+    from v32.model_runtime.checkpoint.source import embedded_checkpoint
+    from v32.model_runtime.encoding import ChatTokenizer
+    from v32.model_runtime.encoding.dialect import Segment
+
+    tokenizer = ChatTokenizer.from_dir(embedded_checkpoint())
+
+    def special_tokens(text: str) -> list[str]:
+        ids = tokenizer.encode_segments([Segment(text)])
+        return [tokenizer.decode([token_id]) for token_id in ids if tokenizer.is_structural(token_id)]
+
+    return special_tokens
