@@ -9,6 +9,7 @@ from random import Random
 
 import pytest
 import torch
+from torch import Tensor
 
 from v32.agent.tasks.kinds import KINDS
 from v32.agent.tasks.task import Toolset
@@ -17,11 +18,13 @@ from v32.agent.training.batches import IGNORED, Batches, PackedBatch
 from v32.agent.training.demonstrations import conversation, demonstrate, preamble, system_message
 from v32.agent.training.muon import orthogonalize
 from v32.agent.training.offer import builtin_specs
-from v32.agent.training.packed_attention import PackedAttention
+from v32.agent.training.packed_attention import AttentionMode, PackedAttention
 from v32.agent.training.trainer import Stage, Trainer
+from v32.kernels.index_score import index_score
 from v32.model_runtime.encoding import encode_messages
 from v32.model_runtime.encoding.tokenizer import ChatTokenizer
-from v32.model_runtime.model.attention import FullAttention
+from v32.model_runtime.model.attention import AttentionInputs, FullAttention
+from v32.model_runtime.model.mla import MLA
 from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
 
 
@@ -65,24 +68,56 @@ def test_labels_are_the_next_tokens(small_tokenizer: ChatTokenizer) -> None:
 
 @pytest.mark.parametrize("mode", ["dense", "sparse"])
 def test_packed_attention_equals_each_dialogue_alone(
-    mode,
-    small_tokenizer: ChatTokenizer,
-    small_model: DeepseekV32ForCausalLM,  # type: ignore[no-untyped-def]
+    mode: AttentionMode, small_tokenizer: ChatTokenizer, small_model: DeepseekV32ForCausalLM
 ) -> None:
     batch = Batches(small_tokenizer, 0, tokens=700).batch(0)
-    topk = small_model.config.index_topk if mode == "sparse" else 10**6
     prefix, (count, length) = len(batch.prefix_ids), batch.input_ids.shape
+    positions = torch.cat((torch.arange(prefix), torch.arange(prefix, prefix + length).repeat(count)))
+    attention = _Compared(_packed(batch, mode, small_model.config.index_topk))
     with torch.no_grad():
-        attention = _packed(batch, mode, small_model.config.index_topk)
-        positions = torch.cat((torch.arange(prefix), torch.arange(prefix, prefix + length).repeat(count)))
-        packed = small_model(torch.cat((batch.prefix_ids, batch.input_ids.flatten())), positions, attention)
-        packed = packed[prefix:].view(count, length, -1)
-        for row in range(count):
-            ids = torch.cat((batch.prefix_ids, batch.input_ids[row]))
-            alone = small_model(ids, torch.arange(len(ids)), FullAttention([len(ids)], topk))[prefix:]
-            is_equal = torch.isclose(packed[row], alone, atol=2e-3, rtol=1e-3).all(-1)
-            # Rounding may swap two positions at the border of the top-k; it does so for few tokens, if any.
-            assert is_equal.float().mean() > (0.97 if mode == "sparse" else 0.9999)
+        small_model(torch.cat((batch.prefix_ids, batch.input_ids.flatten())), positions, attention)
+    assert attention.num_layers == small_model.config.num_hidden_layers
+    assert min(attention.compared) > 0.95
+
+
+class _Compared:
+    """Holds each layer's packed output against `FullAttention` of every dialogue alone, on the same inputs.
+
+    Left out are queries whose border of the top-k rounding can move; `compared` is the share that is not.
+    """
+
+    def __init__(self, packed: PackedAttention) -> None:
+        self.packed, self.num_layers = packed, 0
+        self.compared: list[float] = []
+        self.needs_index_queries = packed.needs_index_queries
+
+    def __call__(self, layer_idx: int, mla: MLA, inputs: AttentionInputs) -> Tensor:
+        packed = self.packed
+        out = packed(layer_idx, mla, inputs)
+        self.num_layers += 1
+        topk = packed.index_topk if packed.mode == "sparse" else 10**6
+        for row in range(packed.batch):
+            own = torch.arange(packed.length) + packed.prefix + row * packed.length
+            rows = torch.cat((torch.arange(packed.prefix), own))
+            alone = AttentionInputs(*(None if part is None else part[rows] for part in inputs))
+            is_certain = _has_clear_border(alone, topk)
+            expected = FullAttention([len(rows)], topk)(layer_idx, mla, alone)
+            assert torch.allclose(out[rows][is_certain], expected[is_certain], atol=1e-4)
+            self.compared.append(is_certain.float().mean().item())
+        return out
+
+
+def _has_clear_border(inputs: AttentionInputs, topk: int) -> Tensor:
+    """For each query: the last chosen and the first rejected score are further apart than rounding."""
+    length = len(inputs.latent)
+    if length <= topk:
+        return torch.ones(length, dtype=torch.bool)
+    assert inputs.index_q is not None
+    assert inputs.index_weights is not None
+    scores = index_score(inputs.index_q, inputs.index_k, inputs.index_weights)
+    scores = scores.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), -torch.inf)
+    ranked = scores.sort(dim=-1, descending=True).values
+    return ~((ranked[:, topk - 1] - ranked[:, topk]).abs() < 1e-5)
 
 
 def test_warmup_teaches_only_the_indexer_and_lowers_its_loss(
@@ -90,7 +125,13 @@ def test_warmup_teaches_only_the_indexer_and_lowers_its_loss(
 ) -> None:
     before = {name: value.clone() for name, value in small_model.state_dict().items()}
     stage = Stage("warmup", 20, muon_lr=0.0, adam_lr=5e-3, warm_steps=2)
-    Trainer(small_model, small_tokenizer, tmp_path, [stage], tokens=256, evaluate_every=100, evaluation_batches=1).run()
+    trainer = Trainer(
+        small_model, small_tokenizer, tmp_path, [stage], tokens=256, evaluate_every=100, evaluation_batches=1
+    )
+    batch = trainer.held_out.batch(0)
+    untaught = trainer._losses(stage, batch).index
+    trainer.run()
+    assert trainer._losses(stage, batch).index < untaught
     changed = {name for name, value in small_model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
     assert all(".indexer." in name for name in changed)
