@@ -32,7 +32,7 @@ class PackedAttention:
     (report section 2.1.1). `sparse`: top-k positions, and the indexer learns on the selected set.
 
     After a forward pass with gradients, `index_loss` is the sum over layers of KL(attention ‖ indexer), averaged over
-    the dialogue tokens in `counted` [B, T]; `recall[layer]` is the attention mass inside the top-k (warmup only).
+    the dialogue tokens in `counted` [B, T].
     """
 
     def __init__(
@@ -41,7 +41,6 @@ class PackedAttention:
         self.prefix, self.batch, self.length = prefix, batch, length
         self.mode, self.index_topk, self.counted = mode, index_topk, counted
         self.index_loss = torch.zeros(())
-        self.recall: list[float] = []
         self._future = torch.ones(length, length, dtype=torch.bool).triu(1)
 
     @property
@@ -100,7 +99,7 @@ class PackedAttention:
             selected = self._select(ranking.detach(), visible.sum(-1))
         weights = scores.masked_fill(~selected[:, None], -torch.inf).softmax(-1)
         if torch.is_grad_enabled():
-            self._teach(weights.detach().mean(1), ranking, selected, visible)
+            self._teach(weights.detach().mean(1), ranking, selected)
         return weights
 
     def _select(self, ranking: Tensor, num_visible: Tensor) -> Tensor:
@@ -111,12 +110,9 @@ class PackedAttention:
         chosen.scatter_(1, torch.where(indices < 0, num_keys, indices), True)
         return chosen[:, :-1].view(batch, num_queries, num_keys)
 
-    def _teach(self, target: Tensor, ranking: Tensor, selected: Tensor, visible: Tensor) -> None:
+    def _teach(self, target: Tensor, ranking: Tensor, selected: Tensor) -> None:
         """KL of the indexer's softmax from the attention weights, the mean over heads; both on the selected set."""
         ranked = ranking.masked_fill(~selected, -torch.inf).log_softmax(-1).masked_fill(~selected, 0.0)
         divergence = (target * (target.clamp_min(1e-9).log() - ranked)).sum(-1)  # [B, T]
         count = self.counted.sum().clamp_min(1)
         self.index_loss = self.index_loss + (divergence * self.counted).sum() / count
-        if self.mode == "warmup":
-            inside = self._select(ranking.detach(), visible.sum(-1))
-            self.recall.append(float(((target * inside).sum(-1) * self.counted).sum() / count))

@@ -13,9 +13,10 @@ from v32.agent.training.batches import specs_of
 from v32.agent.training.demonstrations import conversation, system_message
 from v32.agent.training.initialization import initialize
 from v32.agent.training.trainer import Stage, Trainer
-from v32.agent.training.vocabulary import SPECIAL, UNFLAGGED, save_tokenizer, train_tokenizer
+from v32.agent.training.vocabulary import save_tokenizer, train_tokenizer
 from v32.model_runtime.checkpoint.writer import write_checkpoint
 from v32.model_runtime.config import DeepseekV32Config
+from v32.model_runtime.encoding.dialect import V32
 from v32.model_runtime.encoding.encoder import encode_segments
 from v32.model_runtime.encoding.tokenizer import ChatTokenizer
 from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
@@ -110,7 +111,7 @@ def _texts(random: Random) -> Iterator[str]:
 def _plain_runs(messages: list[dict[str, object]]) -> Iterator[str]:
     run = ""
     for text, is_control in encode_segments(messages, "thinking"):
-        if is_control and text in (*SPECIAL, *UNFLAGGED):
+        if is_control and text in V32.role_markers:
             yield run
             run = ""
         else:

@@ -111,7 +111,7 @@ class Trainer:
             self.step += 1
             averages.add(losses)
             if self.step % 20 == 0:
-                self._report(stage, averages)
+                self._log(averages.summary(), stage)
             if self.step % self.save_every == 0:
                 self._save()
             if self.step % self.evaluate_every == 0 or self.step == stage.steps:
@@ -140,7 +140,7 @@ class Trainer:
     def _losses(self, stage: Stage, batch: PackedBatch) -> Losses:
         if stage.name == "mtp":
             return self._draft_losses(batch)
-        attention = self._attention(_mode(stage), batch)
+        attention = self._attention(stage.name, batch)
         hidden = self._hidden(batch, attention)
         targets = batch.labels.flatten()
         written = (targets != IGNORED).nonzero()[:, 0]
@@ -235,10 +235,6 @@ class Trainer:
         success = float(counts[:, 0].sum() / counts[:, 1].sum())
         self._log({"exact": round(success, 4), "attention": mode, "by_kind": by_kind}, stage)
 
-    def _report(self, stage: Stage, averages: _Averages) -> None:
-        numbers = averages.summary()
-        self._log(numbers, stage)
-
     def _log(self, values: dict[str, Any], stage: Stage) -> None:
         if self.ranks.rank:
             return
@@ -293,11 +289,6 @@ class _Averages:
 
     def summary(self) -> dict[str, float]:
         return {name: round(value, 5) for name, value in self.values.items() if not math.isnan(value)}
-
-
-def _mode(stage: Stage) -> AttentionMode:
-    modes: dict[str, AttentionMode] = {"dense": "dense", "warmup": "warmup", "sparse": "sparse"}
-    return modes[stage.name]
 
 
 def _trained(model: DeepseekV32ForCausalLM, stage: StageName) -> Iterable[tuple[str, torch.nn.Parameter]]:
