@@ -36,7 +36,7 @@ FP8 = torch.float8_e4m3fn
 _SCALE = "_scale_inv"
 _BUFFERS_OF_OTHERS = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
 # The arithmetic with these is done in float32 whatever the model's dtype.
-_FLOAT32 = re.compile(r"\.(indexer\.k_norm\.(weight|bias)|indexer\.weights_proj\.weight|mlp\.gate\..*)$")
+KEPT_FLOAT32 = re.compile(r"\.(indexer\.k_norm\.(weight|bias)|indexer\.weights_proj\.weight|mlp\.gate\..*)$")
 # Read directly by their callers, without a scale.
 _NEVER_FP8 = re.compile(r"(^lm_head|\.shared_head\.head|\.indexer\.weights_proj)\.weight$")
 
@@ -71,7 +71,8 @@ def load_checkpoint(
     model = _model_without_memory(config, with_mtp=_has_mtp(config, index) if mtp == "auto" else mtp)
     slots = list(_slots(model, index))
     if dequantize == "auto":
-        dequantize = device.type == "cpu" and numerics == "float" and _fits(slots, dtype)
+        num_weights = sum(slot.info.num_bytes // slot.info.dtype.itemsize for slot in slots)
+        dequantize = numerics == "float" and dequantizes_by_default(num_weights, device.type, dtype)
     filler = _Filler(index, device, dtype, dequantize, verify)
     done, total = 0, sum(slot.num_bytes for slot in slots)
     for slot in slots:
@@ -82,6 +83,12 @@ def load_checkpoint(
     _share(model)
     model.set_numerics(numerics)
     return model.requires_grad_(False).eval()
+
+
+def dequantizes_by_default(num_weights: int, device_type: str, dtype: torch.dtype) -> bool:
+    """What `dequantize="auto"` means: on a CPU, if all weights in `dtype` take at most half of the memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return device_type == "cpu" and num_weights * dtype.itemsize <= memory // 2
 
 
 def check_tokenizer(config: DeepseekV32Config, num_tokens: int, name: str = "the tokenizer") -> None:
@@ -134,7 +141,7 @@ class _Filler:
     def _float(self, info: TensorInfo, tensor: Tensor) -> Tensor:
         if self.verify and not _is_finite(tensor):
             raise CheckpointError(f"{_at(info)} holds NaN or infinite values; download {info.file.name} again")
-        return tensor.to(self.device, torch.float32 if _FLOAT32.search(info.name) else self.dtype)
+        return tensor.to(self.device, torch.float32 if KEPT_FLOAT32.search(info.name) else self.dtype)
 
     @staticmethod
     def _put(module: nn.Module, attribute: str, tensor: Tensor) -> None:
@@ -269,13 +276,6 @@ def _share(model: DeepseekV32ForCausalLM) -> None:
 def _alias(copy: Linear | nn.Embedding, original: Linear | nn.Embedding) -> None:
     if copy.weight.is_meta or torch.equal(copy.weight, original.weight):
         copy.register_parameter("weight", cast(nn.Parameter, original.weight))
-
-
-def _fits(slots: list[_Slot], dtype: torch.dtype) -> bool:
-    """Whether the dequantised weights take at most half of this machine's memory."""
-    num_values = sum(slot.info.num_bytes // slot.info.dtype.itemsize for slot in slots)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return num_values * dtype.itemsize <= memory // 2
 
 
 def _at(info: TensorInfo) -> str:
