@@ -24,7 +24,7 @@ def lookup(random: Random, split: Split, toolset: Toolset) -> Task:
     world = World(random, split)
     fact = _new_fact(world)
     _surround(world, [fact], random.randint(1, 7))
-    turn = Turn(_ask(random, split, fact), (_search(fact),), _found(fact), fact.sentence)
+    turn = Turn(_ask(random, split, fact), (_search(fact),), fact.sentence, fact.sentence)
     return Task("lookup", (turn,), world.documents(), toolset.builtin, toolset.records)
 
 
@@ -55,10 +55,14 @@ def two_hop(random: Random, split: Split, toolset: Toolset) -> Task:
     _surround(world, [first, second], random.randint(1, 6))
     nested = f"the {second.relation.label} of {_noun(first)}"
     question = phrase(random, split, phrasing.NOUN_FORMS, x=nested)
-    steps = (_search(first), _search(second, f"{_found(first)} Now I need {_noun(second)}."))
+    steps = (_search(first), _search(second, f"{first.sentence} Now I need {_noun(second)}."))
     answer = f"{nested[0].upper()}{nested[1:]} is {second.object}."
     return Task(
-        "two_hop", (Turn(question, steps, _found(second), answer),), world.documents(), toolset.builtin, toolset.records
+        "two_hop",
+        (Turn(question, steps, second.sentence, answer),),
+        world.documents(),
+        toolset.builtin,
+        toolset.records,
     )
 
 
@@ -80,7 +84,7 @@ def lookup_compute(random: Random, split: Split, toolset: Toolset) -> Task:
     question = phrase(random, split, phrasing.SHIFT_FORMS[operator], x=_noun(fact), n=n)
     expression = f"{fact.object} {operator} {n}"
     result = _evaluate(expression)
-    steps = (_search(fact), _python(f"{_found(fact)} Now I compute {expression}.", f"print({expression})"))
+    steps = (_search(fact), _python(f"{fact.sentence} Now I compute {expression}.", f"print({expression})"))
     turn = Turn(question, steps, f"The result is {result}.", f"The result is {result}.")
     return Task("lookup_compute", (turn,), world.documents(), toolset.builtin, toolset.records)
 
@@ -98,7 +102,7 @@ def compare(random: Random, split: Split, toolset: Toolset) -> Task:
     winner = a if _compare(int(first.object), sign, int(second.object)) else b
     steps = (
         Step(f"I need {_noun(first)} and {_noun(second)}.", (_query(first), _query(second))),
-        _python(f"{_found(first)} {_found(second)} Now I compare.", f"print('{a}' if {comparison} else '{b}')"),
+        _python(f"{first.sentence} {second.sentence} Now I compare.", f"print('{a}' if {comparison} else '{b}')"),
     )
     turn = Turn(question, steps, f"The result is {winner}.", f"{winner} has the {word} {label}.")
     return Task("compare", (turn,), world.documents(), toolset.builtin, toolset.records)
@@ -111,7 +115,7 @@ def two_calls(random: Random, split: Split, toolset: Toolset) -> Task:
     _surround(world, [first, second], random.randint(1, 5))
     question = phrase(random, split, phrasing.PAIR_FORMS, x=_noun(first), y=_noun(second))
     step = Step(f"I need {_noun(first)} and {_noun(second)}.", (_query(first), _query(second)))
-    turn = Turn(question, (step,), f"{_found(first)} {_found(second)}", f"{first.sentence} {second.sentence}")
+    turn = Turn(question, (step,), f"{first.sentence} {second.sentence}", f"{first.sentence} {second.sentence}")
     return Task("two_calls", (turn,), world.documents(), toolset.builtin, toolset.records)
 
 
@@ -127,8 +131,8 @@ def follow_up(random: Random, split: Split, toolset: Toolset) -> Task:
     pronoun = "its" if first.relation.subject == "place" else "their"
     question = phrase(random, split, phrasing.FOLLOW_UP_FORMS, p=pronoun, r=second.relation.label)
     turns = (
-        Turn(_ask(random, split, first), (_search(first),), _found(first), first.sentence),
-        Turn(question, (_search(second),), _found(second), second.sentence),
+        Turn(_ask(random, split, first), (_search(first),), first.sentence, first.sentence),
+        Turn(question, (_search(second),), second.sentence, second.sentence),
     )
     return Task("follow_up", turns, world.documents(), toolset.builtin, toolset.records)
 
@@ -137,7 +141,7 @@ def own_tool(random: Random, split: Split, toolset: Toolset) -> Task:
     """A tool nobody trained on by name: a table behind a function."""
     fact, tool, records = _record_question(random, split, toolset)
     call = DemonstratedCall(tool.name, {tool.parameter: fact.subject})
-    turn = Turn(_ask(random, split, fact), (Step(f"I need {_noun(fact)}.", (call,)),), _found(fact), fact.sentence)
+    turn = Turn(_ask(random, split, fact), (Step(f"I need {_noun(fact)}.", (call,)),), fact.sentence, fact.sentence)
     return Task("own_tool", (turn,), (), toolset.builtin, records)
 
 
@@ -150,7 +154,7 @@ def error_retry(random: Random, split: Split, toolset: Toolset) -> Task:
         Step(f"I need {_noun(asked)}.", (DemonstratedCall(tool.name, {tool.parameter: wrong}),)),
         Step(f"The name is {fact.subject}.", (DemonstratedCall(tool.name, {tool.parameter: fact.subject}),)),
     )
-    turn = Turn(_ask(random, split, asked), steps, _found(fact), fact.sentence)
+    turn = Turn(_ask(random, split, asked), steps, fact.sentence, fact.sentence)
     return Task("error_retry", (turn,), (), toolset.builtin, records)
 
 
@@ -220,10 +224,6 @@ def _ask(random: Random, split: Split, fact: Fact) -> str:
 
 def _noun(fact: Fact) -> str:
     return f"the {fact.relation.label} of {fact.subject}"
-
-
-def _found(fact: Fact) -> str:
-    return f"The {fact.relation.label} is {fact.object}."
 
 
 def _query(fact: Fact) -> DemonstratedCall:

@@ -203,7 +203,7 @@ class Trainer:
         if matrices:
             optimizers.append(Muon(matrices, stage.muon_lr))
         if others:
-            optimizers.append(torch.optim.AdamW(others, lr=stage.adam_lr, betas=(0.9, 0.95), weight_decay=0.0))
+            optimizers.append(torch.optim.AdamW(others, lr=stage.adam_lr, betas=(0.9, 0.98), weight_decay=0.0))
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["peak_lr"] = group["lr"]
@@ -308,9 +308,8 @@ def _trained(model: DeepseekV32ForCausalLM, stage: StageName) -> Iterable[tuple[
 
 
 def _is_for_muon(name: str, param: Tensor) -> bool:
-    """Muon for the projections; AdamW for embeddings, heads, gates, norms, routed experts and the indexer."""
-    excluded = ("embed_tokens", "lm_head", "shared_head", "gate.weight", ".experts.", ".indexer.")
-    return param.dim() == 2 and not any(part in name for part in excluded)
+    """Muon for the projections of the attention; AdamW for all else and the indexer."""
+    return ".self_attn." in name and param.dim() == 2 and ".indexer." not in name
 
 
 def _positions(prefix: int, batch: int, length: int) -> Tensor:
