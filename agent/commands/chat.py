@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from v32.agent.commands import options
+from v32.agent.commands.servers import Servers
 
 if TYPE_CHECKING:
     from v32.agent.session import Session
@@ -24,13 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.journal and arguments.resume:
         raise options.UsageError("--journal starts a new file and --resume goes on with one; give one of them")
-    agent = options.build_agent(arguments)
-    session = agent.resume(arguments.resume) if arguments.resume else agent.session(arguments.journal)
-    with asyncio.Runner() as loop:
-        try:
-            _talk(session, loop)
-        finally:
-            loop.run(_close(session))
+    with asyncio.Runner() as loop, ExitStack() as stack:
+        servers = Servers(arguments.mcp)
+        stack.callback(lambda: loop.run(servers.aclose()))
+        agent = options.build_agent(arguments, loop.run(servers.connect()))
+        session = agent.resume(arguments.resume) if arguments.resume else agent.session(arguments.journal)
+        stack.callback(lambda: loop.run(_close(session)))
+        _talk(session, loop)
     return 0
 
 

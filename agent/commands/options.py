@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ DOCUMENT_TOOLS = ("search", "open_page", "find")
 VARIANTS = ("auto", "v3.2", "speciale", "exp", "unknown")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 CODE_TOOLS = ("python", "bash", "files")
+WEB_SERVICES = ("searxng", "brave", "tavily", "exa", "serper")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +47,10 @@ def add_agent_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("agent")
     group.add_argument("--tools", default="", metavar="A,B", help=f"of {', '.join(DOCUMENT_TOOLS + CODE_TOOLS)}")
     group.add_argument("--docs", metavar="DIR", help="the documents that search, open_page and find work on")
+    group.add_argument("--web", metavar="S", help=f"or the web they work on, searched by {', '.join(WEB_SERVICES)}")
+    group.add_argument("--recording", metavar="DIR", help="keep what the web answers and do not ask for it again")
+    group.add_argument("--offline", action="store_true", help="with --recording: nothing but what was recorded")
+    group.add_argument("--mcp", action="append", default=[], metavar="SERVER", help="URL or command line; repeatable")
     group.add_argument("--topn", type=int, default=5, metavar="N", help="hits of a search (default 5)")
     group.add_argument("--instructions", metavar="TEXT", help="what the model is told before the first message")
     group.add_argument("--role", choices=("system", "developer"), default="system", help="who gives tools and text")
@@ -99,7 +105,8 @@ def sampling_params(arguments: argparse.Namespace) -> SamplingParams | None:
     return _checked(SamplingParams, **asked)
 
 
-def build_agent(arguments: argparse.Namespace, *, journal: str | None = None) -> Agent:
+def build_agent(arguments: argparse.Namespace, more_tools: Sequence[Tool] = ()) -> Agent:
+    """`more_tools` are offered after those of `--tools`."""
     from v32.agent.agent import Agent
     from v32.agent.context import ContextPolicy
     from v32.agent.limits import Limits
@@ -113,7 +120,7 @@ def build_agent(arguments: argparse.Namespace, *, journal: str | None = None) ->
     )
     context = _checked(ContextPolicy, strategy=arguments.context)
     params = sampling_params(arguments)
-    tools = build_tools(arguments)
+    tools = [*build_tools(arguments), *more_tools]
     return _checked(
         Agent,
         model=load(arguments),
@@ -121,7 +128,6 @@ def build_agent(arguments: argparse.Namespace, *, journal: str | None = None) ->
         instructions=arguments.instructions,
         limits=limits,
         context=context,
-        journal=journal,
         tool_choice=arguments.tool_choice,
         params=params,
         role=arguments.role,
@@ -135,9 +141,13 @@ def build_tools(arguments: argparse.Namespace) -> list[Tool]:
     if unknown:
         known = ", ".join(DOCUMENT_TOOLS + CODE_TOOLS)
         raise UsageError(f"--tools: unknown tool {unknown[0]!r}; known: {known}")
+    if arguments.offline and not arguments.recording:
+        raise UsageError("--offline uses what was recorded; say where with --recording DIR")
+    if arguments.recording and not arguments.web:
+        raise UsageError("--recording keeps what the web answers; choose a service with --web")
     offered: dict[str, list[Tool]] = {}
     if set(names) & set(DOCUMENT_TOOLS):
-        offered |= _document_tools(arguments.docs, arguments.topn)
+        offered |= _web_tools(arguments) if arguments.web else _document_tools(arguments.docs, arguments.topn)
     if set(names) & set(CODE_TOOLS):
         offered |= _code_tools()
     return [tool for name in dict.fromkeys(names) for tool in offered[name]]
@@ -147,11 +157,22 @@ def _document_tools(docs: str | None, topn: int) -> dict[str, list[Tool]]:
     from v32.tools import LocalIndex, find_tool, open_page_tool, search_tool
 
     if docs is None:
-        raise UsageError("--tools: search, open_page and find need --docs DIR, a folder of .md, .txt or .jsonl files")
+        needed = "--docs DIR, a folder of .md, .txt or .jsonl files, or --web SERVICE"
+        raise UsageError(f"--tools: search, open_page and find need {needed}")
     if not Path(docs).is_dir():
         raise UsageError(f"--docs: {docs} is no folder")
     index = LocalIndex.from_folder(docs)
     return {"search": [search_tool(index, topn=topn)], "open_page": [open_page_tool(index)], "find": [find_tool(index)]}
+
+
+def _web_tools(arguments: argparse.Namespace) -> dict[str, list[Tool]]:
+    from v32.tools.web import Cassette, Fetcher, web_search, web_tools
+
+    if arguments.docs:
+        raise UsageError("--docs and --web are both places for search, open_page and find; give one of them")
+    cassette = Cassette(arguments.recording, "replay" if arguments.offline else "cache")
+    service = web_search(arguments.web, cassette=cassette)
+    return {tool.name: [tool] for tool in web_tools(service, Fetcher(cassette=cassette), topn=arguments.topn)}
 
 
 def _code_tools() -> dict[str, list[Tool]]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from contextlib import AsyncExitStack
 
 from v32.agent.commands import options
+from v32.agent.commands.servers import Servers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,13 +36,14 @@ async def _answer(arguments: argparse.Namespace, prompt: str | None) -> int:
     from v32.agent.limits import StopReason
     from v32.agent.render import TextView
 
-    agent = options.build_agent(arguments)
     view = JsonView(deltas=not arguments.no_deltas) if arguments.json else TextView()
-    session = agent.resume(arguments.resume) if arguments.resume else agent.session(arguments.journal)
-    try:
+    async with AsyncExitStack() as stack:
+        servers = Servers(arguments.mcp)
+        stack.push_async_callback(servers.aclose)
+        agent = options.build_agent(arguments, await servers.connect())
+        stack.push_async_callback(agent.model.aclose)
+        stack.push_async_callback(agent.aclose)
+        session = agent.resume(arguments.resume) if arguments.resume else agent.session(arguments.journal)
         async with session:
             result = await follow(session.stream(prompt), view)
-    finally:
-        await agent.aclose()
-        await agent.model.aclose()
     return 0 if result.stop_reason is StopReason.ANSWER else 1

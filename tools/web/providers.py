@@ -102,9 +102,13 @@ class WebSearch:
 
     async def search(self, query: str, topn: int) -> Sequence[Hit]:
         request = self._provider.request(self._base_url, self._key, query, topn)
-        described = json.dumps([request["method"], request["url"], request.get("params") or request.get("json")])
-        answer = await self._cassette.answer(described, lambda: self._ask(request))
+        answer = await self._cassette.answer(self._described(query, topn), lambda: self._ask(request))
         return self._hits(answer)[:topn]
+
+    def _described(self, query: str, topn: int) -> str:
+        """The request in a recording: without its key, and the same wherever an instance stands."""
+        request = self._provider.request(self._provider.base_url, "", query, topn)
+        return json.dumps([request["method"], request["url"], request.get("params") or request.get("json")])
 
     async def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The answer as JSON, asked for again while the service is busy or out of reach."""
@@ -159,21 +163,24 @@ class WebSearch:
         return hits
 
 
-def web_search(name: str, *, environment: Mapping[str, str] | None = None, **options: Any) -> WebSearch:
+def web_search(
+    name: str, *, environment: Mapping[str, str] | None = None, cassette: Cassette | None = None, **options: Any
+) -> WebSearch:
     """The service of that name, with its key (for SearXNG: its address) from the environment.
 
-    Raises `ProviderError` for an unknown name and where the variable is not set.
+    Raises `ProviderError` for an unknown name and where the variable is not set, unless `cassette` only replays.
     """
     provider = PROVIDERS.get(name)
     if provider is None:
         raise ProviderError(f"unknown search service {name!r}; offered: {', '.join(PROVIDERS)}")
     value = (os.environ if environment is None else environment).get(provider.variable, "").strip()
-    if not value:
+    is_asked = cassette is None or cassette.mode != "replay"
+    if not value and is_asked:
         what = "your key" if provider.needs_key else "the address of an instance, such as http://localhost:8080"
         raise ProviderError(f"search with {name} needs the environment variable {provider.variable}: set it to {what}")
     if provider.needs_key:
-        return WebSearch(provider, key=value, **options)
-    return WebSearch(provider, base_url=value, **options)
+        return WebSearch(provider, key=value, cassette=cassette, **options)
+    return WebSearch(provider, base_url=value, cassette=cassette, **options)
 
 
 def _pause(retry_after: str | None, otherwise: float) -> float:

@@ -116,11 +116,19 @@ async def test_requests_are_spaced_out(site: Any) -> None:
 async def test_searches_are_recorded_without_the_key(site: Any, tmp_path: Path) -> None:
     answers(site, *SERVICES["exa"])
     first = await client(site, "exa", cassette=Cassette(tmp_path, "record")).search("q", 1)
-    replay = WebSearch(PROVIDERS["exa"], base_url=site.url, cassette=Cassette(tmp_path, "replay"))
+    replay = web_search("exa", environment={}, cassette=Cassette(tmp_path, "replay"))
     assert await replay.search("q", 1) == first
     assert all("secret" not in file.read_text() for file in tmp_path.iterdir())
     with pytest.raises(ToolError, match="is not in the recording"):
         await replay.search("other", 1)
+
+
+async def test_a_recording_holds_wherever_the_instance_stood(site: Any, tmp_path: Path) -> None:
+    answers(site, *SERVICES["searxng"])
+    first = await client(site, "searxng", cassette=Cassette(tmp_path, "record")).search("q", 1)
+    elsewhere = {"SEARXNG_URL": "http://other.test"}
+    replay = web_search("searxng", environment=elsewhere, cassette=Cassette(tmp_path, "replay"))
+    assert await replay.search("q", 1) == first
 
 
 def test_what_is_not_configured_says_what_to_set() -> None:
