@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("suite", nargs="?", default="tiny", help="tiny (default)")
+    parser.add_argument("suite", nargs="?", default="tiny", help="tiny (default), or reasoning: without tools")
     parser.add_argument("--json", action="store_true", help="one JSON object a line; the last is the report")
     parser.add_argument("--limit", type=int, metavar="N", help="number of tasks")
     parser.add_argument("--greedy", action="store_true", help="the same as --temperature 0")

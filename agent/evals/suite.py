@@ -13,6 +13,7 @@ from v32.agent.agent import Agent
 from v32.agent.evals.report import Outcome, Report
 from v32.agent.limits import Limits
 from v32.agent.tasks.kinds import KINDS, RECORD_KINDS, TaskKind
+from v32.agent.tasks.reasoning import REASONING_KINDS
 from v32.agent.tasks.task import Task, Toolset
 from v32.agent.tasks.toolbox import Toolbox
 from v32.agent.tasks.toolsets import record_tools
@@ -21,16 +22,17 @@ from v32.model_runtime.generators.generator import SamplingParams
 from v32.model_runtime.messages import Usage
 from v32.tools.code import CodeSession, python_tool
 
-SUITES = ("tiny",)
+SUITES: dict[str, tuple[TaskKind, ...]] = {"tiny": KINDS, "reasoning": REASONING_KINDS}
+"""What the tiny checkpoint is for, and its Speciale twin, which is offered no tools."""
 DEFAULT_SIZE = 110
 LIMITS = Limits(turns=8)
 """More completions than any task needs; a model that goes round in circles is stopped."""
 
 
-def tiny_suite(seed: int, n: int) -> list[Task]:
-    """`n` held-out tasks, every kind in turn."""
-    random = Random(seed)
-    return [_task(random, KINDS[i % len(KINDS)]) for i in range(n)]
+def suite_tasks(name: str, seed: int, n: int) -> list[Task]:
+    """`n` held-out tasks of suite `name`, every kind in turn."""
+    random, kinds = Random(seed), SUITES[name]
+    return [_task(random, kinds[i % len(kinds)]) for i in range(n)]
 
 
 def fresh_seed() -> int:
@@ -52,7 +54,7 @@ async def run_suite(
         raise ValueError(f"unknown suite {name!r}; choose {', '.join(SUITES)}")
     seed = fresh_seed() if seed is None else seed
     started = time.monotonic()
-    outcomes = await run_tasks(model, tiny_suite(seed, n), seed, params, concurrency, on_outcome)
+    outcomes = await run_tasks(model, suite_tasks(name, seed, n), seed, params, concurrency, on_outcome)
     return Report(name, seed, outcomes, time.monotonic() - started)
 
 
@@ -103,6 +105,8 @@ async def run_task(model: ChatModel, task: Task, params: SamplingParams) -> Outc
 
 def _task(random: Random, kind: TaskKind) -> Task:
     builtin = tuple(random.sample(("search", "python"), 2))
+    if kind in REASONING_KINDS:
+        return kind(random, "held-out", Toolset(()))
     if kind in RECORD_KINDS:
         return kind(random, "held-out", Toolset((), record_tools(random, random.choice((1, 2, 3)))))
     return kind(random, "held-out", Toolset(builtin))

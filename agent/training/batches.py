@@ -55,12 +55,16 @@ class Batches:
     split: Split = "train"
     tokens: int = 2048
     max_length: int = 560
+    toolless_kinds: Sequence[TaskKind] = ()
+    """Only these, and no tools preamble, where any are given."""
 
     def batch(self, number: int, *, first_lessons: bool = False) -> PackedBatch:
         """`first_lessons`: half the size, short kinds that are mostly copying, no tools preamble.
 
         Batches of record tools have half the size too: what they teach is reading the preamble, one a batch."""
         random = Random(f"{self.split}-{self.seed}-{self.rank}-{number}")
+        if self.toolless_kinds:
+            return self._packed(random, Toolset(()), self.toolless_kinds, [self.tokenizer.bos_id], MAX_HITS, 1)
         if first_lessons:
             return self._packed(random, Toolset(("search", "python")), FIRST_LESSONS, [self.tokenizer.bos_id], 3, 2)
         toolset, max_hits = random_toolset(random), random.choice(SEARCH_DEPTHS)

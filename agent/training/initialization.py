@@ -61,10 +61,10 @@ def initialize(model: DeepseekV32ForCausalLM, seed: int) -> None:
     config = model.config
     subspaces = Subspaces.draw(config.hidden_size, _reading_width(config), generator)
     _initialize_embeddings(model.model.embed_tokens.weight, subspaces)
-    layers = [layer.self_attn for layer in model.model.layers[: config.num_hidden_layers]]
-    _add_look_back_heads(layers[0], config, subspaces)
+    attentions = [part for part in model.model.layers[: config.num_hidden_layers].modules() if isinstance(part, MLA)]
+    _add_look_back_heads(attentions[0], config, subspaces)
     for layer_idx in INDUCTION_LAYERS:
-        _add_induction_head(layers[layer_idx], config, subspaces, generator)
+        _add_induction_head(attentions[layer_idx], config, subspaces, generator)
 
 
 def _reading_width(config: DeepseekV32Config) -> int:

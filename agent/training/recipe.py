@@ -7,14 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+import torch
+
 from v32.agent.tasks.kinds import kinds_for
+from v32.agent.tasks.reasoning import REASONING_KINDS
 from v32.agent.tasks.toolsets import INSTRUCTIONS, random_toolset
 from v32.agent.training.batches import specs_of
 from v32.agent.training.demonstrations import conversation, system_message
 from v32.agent.training.initialization import initialize
 from v32.agent.training.trainer import Stage, Trainer
 from v32.agent.training.vocabulary import save_tokenizer, train_tokenizer
-from v32.model_runtime.checkpoint.writer import write_checkpoint
+from v32.model_runtime.checkpoint.manifest import Variant
+from v32.model_runtime.checkpoint.writer import Precision, write_checkpoint
 from v32.model_runtime.config import DeepseekV32Config
 from v32.model_runtime.encoding.dialect import V32
 from v32.model_runtime.encoding.encoder import encode_segments
@@ -52,11 +56,16 @@ CONFIG = DeepseekV32Config(
 )
 """Head and embedding are tied while training and written as two tensors, as the published checkpoints have them."""
 STAGES = [
-    Stage("dense", 6450, muon_lr=0.01, adam_lr=3e-3, lesson_steps=2500, decay_share=0.4),
-    Stage("warmup", 100, muon_lr=0.0, adam_lr=3e-3, warm_steps=10),
-    Stage("sparse", 600, muon_lr=3e-3, adam_lr=9e-4, warm_steps=10, decay_share=0.8),
-    Stage("mtp", 200, muon_lr=5e-3, adam_lr=1e-3, warm_steps=20),
+    Stage("dense", 3000, muon_lr=2e-3, adam_lr=1.5e-3, lesson_steps=400, decay_share=0.75, final_lr=0.36),
+    Stage("warmup", 80, muon_lr=0.0, adam_lr=3e-3, warm_steps=10),
+    Stage("sparse", 700, muon_lr=7.2e-4, adam_lr=5.4e-4, warm_steps=10, decay_share=1.0),
+    Stage("mtp", 150, muon_lr=4e-3, adam_lr=2e-3, warm_steps=20),
 ]
+SPECIALE_STAGES = [
+    Stage("sparse", 500, muon_lr=1e-3, adam_lr=8e-4, warm_steps=20, decay_share=0.8),
+    Stage("mtp", 100, muon_lr=2e-3, adam_lr=1e-3, warm_steps=20),
+]
+"""On reasoning without tools, from the weights that STAGES end with."""
 TOKENIZER_TASKS = 6000
 PREAMBLE_EVERY = 12
 """One conversation in so many shows its tools preamble to the tokenizer."""
@@ -77,6 +86,22 @@ def train(folder: Path, stages: list[Stage], *, seed: int = 0) -> DeepseekV32For
     return model
 
 
+def train_speciale(
+    folder: Path, stages: list[Stage], base: DeepseekV32ForCausalLM, *, seed: int = 0
+) -> DeepseekV32ForCausalLM:
+    """The same for the twin that reasons without tools; `base` gives the starting weights and becomes the result."""
+    tokenizer = make_tokenizer(folder)
+    Trainer(base, tokenizer, folder, stages, seed=seed, toolless_kinds=REASONING_KINDS).run()
+    return base
+
+
+def trained_model(folder: Path) -> DeepseekV32ForCausalLM:
+    """The model that training in `folder` has saved."""
+    model = build_model(0)
+    model.load_state_dict(torch.load(folder / "state.pt", weights_only=True)["model"])
+    return model
+
+
 def build_model(seed: int) -> DeepseekV32ForCausalLM:
     """Starting weights; the draft layer shares embedding and head with the model."""
     model = DeepseekV32ForCausalLM(CONFIG, with_mtp=True)
@@ -87,11 +112,18 @@ def build_model(seed: int) -> DeepseekV32ForCausalLM:
     return model
 
 
-def export(folder: Path, model: DeepseekV32ForCausalLM, checkpoint: Path) -> str:
-    """Write the checkpoint, FP8 in blocks of 128 x 128, with its tokenizer; returns its fingerprint."""
+def export(
+    folder: Path,
+    model: DeepseekV32ForCausalLM,
+    checkpoint: Path,
+    *,
+    variant: Variant = "v3.2",
+    precision: Precision = "fp8",
+) -> str:
+    """Write the checkpoint, by default FP8 in blocks of 128 x 128, with its tokenizer; returns its fingerprint."""
     config = dataclasses.replace(CONFIG, tie_word_embeddings=False)
     state = model.state_dict()
-    fingerprint = write_checkpoint(checkpoint, config, state, precision="fp8", variant="v3.2", overwrite=True)
+    fingerprint = write_checkpoint(checkpoint, config, state, precision=precision, variant=variant, overwrite=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (checkpoint / name).write_bytes((folder / name).read_bytes())
     return fingerprint

@@ -15,8 +15,8 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from v32.agent.tasks.kinds import KINDS
+from v32.agent.tasks.kinds import KINDS, TaskKind
 from v32.agent.training.batches import IGNORED, Batches, PackedBatch
 from v32.agent.training.data_parallel import Ranks
 from v32.agent.training.muon import Muon
@@ -82,11 +82,12 @@ class Trainer:
         save_every: int = 50,
         evaluate_every: int = 250,
         evaluation_batches: int = 12,
+        toolless_kinds: Sequence[TaskKind] = (),
     ) -> None:
         self.model, self.folder, self.stages = model, folder, stages
         self.ranks = Ranks()
-        self.batches = Batches(tokenizer, seed, self.ranks.rank, "train", tokens)
-        self.held_out = Batches(tokenizer, seed, self.ranks.rank, "held-out", tokens)
+        self.batches = Batches(tokenizer, seed, self.ranks.rank, "train", tokens, toolless_kinds=toolless_kinds)
+        self.held_out = replace(self.batches, split="held-out")
         self.save_every, self.evaluate_every, self.evaluation_batches = save_every, evaluate_every, evaluation_batches
         self.stage_idx, self.step, self.tokens_seen, self.seconds = 0, 0, 0, 0.0
         self.optimizers = self._optimizers()
@@ -229,7 +230,7 @@ class Trainer:
             is_exact = ((choice == batch.labels) | (batch.labels == IGNORED)).all(-1)
             seen.update(batch.kinds)
             exact.update(kind for kind, ok in zip(batch.kinds, is_exact.tolist()) if ok)
-        names = [kind.__name__ for kind in KINDS]
+        names = [kind.__name__ for kind in self.batches.toolless_kinds or KINDS]
         counts = self.ranks.total(torch.tensor([[exact[name], seen[name]] for name in names], dtype=torch.float32))
         by_kind = {name: f"{int(a)}/{int(b)}" for name, (a, b) in zip(names, counts.tolist()) if b}
         success = float(counts[:, 0].sum() / counts[:, 1].sum())

@@ -98,10 +98,10 @@ def test_search_agent(scripted: Scripted, say: Any, capsys: pytest.CaptureFixtur
 @pytest.mark.slow
 def test_evaluation(scripted: Scripted, say: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """The demonstrations of the tasks, played through the real loop and the real tools, succeed every time."""
-    from v32.agent.evals.suite import tiny_suite
+    from v32.agent.evals.suite import suite_tasks
 
     script: list[str] = []
-    for turn in [turn for task in tiny_suite(1, 11) for turn in task.turns]:
+    for turn in [turn for task in suite_tasks("tiny", 1, 11) for turn in task.turns]:
         script += [say.calls(*[(call.name, call.arguments) for call in step.calls]) for step in turn.steps]
         script.append(say.answer(turn.answer))
     load("06_evaluation").main(scripted(*script), 11, concurrency=1)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from v32.agent.evals.report import Outcome, Report, wilson_interval
-from v32.agent.evals.suite import run_suite, run_tasks, tiny_suite
+from v32.agent.evals.suite import run_suite, run_tasks, suite_tasks
 from v32.agent.tasks.kinds import KINDS
 from v32.agent.tasks.task import Task
 from v32.model_runtime.chat import ChatModel
@@ -33,7 +33,7 @@ def _gold(tasks: list[Task], say) -> list[str]:  # type: ignore[no-untyped-def]
 @pytest.mark.slow
 @pytest.mark.parametrize("grammar", [False, True])
 async def test_the_demonstrations_solve_every_kind(scripted: Callable[..., ChatModel], say, grammar: bool) -> None:  # type: ignore[no-untyped-def]
-    tasks = tiny_suite(SEED, len(KINDS))
+    tasks = suite_tasks("tiny", SEED, len(KINDS))
     model = scripted(*_gold(tasks, say), grammar=grammar)
     outcomes = await run_tasks(model, tasks, SEED, SamplingParams(), 1, lambda outcome: None)
     assert [outcome.outputs for outcome in outcomes] == [task.answers for task in tasks]
@@ -52,8 +52,8 @@ async def test_a_model_that_knows_nothing_solves_nothing(scripted: Callable[...,
 
 
 def test_a_suite_is_the_same_for_a_seed_and_new_for_another() -> None:
-    assert tiny_suite(1, 22) == tiny_suite(1, 22)
-    assert tiny_suite(1, 22) != tiny_suite(2, 22)
+    assert suite_tasks("tiny", 1, 22) == suite_tasks("tiny", 1, 22)
+    assert suite_tasks("tiny", 1, 22) != suite_tasks("tiny", 2, 22)
 
 
 @pytest.mark.anyio
