@@ -16,8 +16,9 @@ INSTRUCTIONS = (
     "Answer the user's question.",
 )
 NAME_FORMS = ("{label}", "{label}", "get_{label}", "find_{label}", "{label}_of")
-PLACE_PARAMETERS = ("city", "city", "place", "country", "name", "town")
-PERSON_PARAMETERS = ("person", "name", "name", "who")
+ANY_PARAMETERS = ("name", "key", "query", "subject", "entity", "item", "target", "of", "x", "term", "label", "title")
+PLACE_PARAMETERS = ("city", "city", "place", "country", "town", "region", "location", "where", *ANY_PARAMETERS)
+PERSON_PARAMETERS = ("person", "person", "who", "employee", "full_name", "user", "individual", *ANY_PARAMETERS)
 DESCRIPTIONS = ("The {label} of a {p}.", "Look up the {label} of a {p}.", "Returns the {label}.", "{Label} of a {p}.")
 PARAMETER_DESCRIPTIONS = ("Name of the {p}, in English.", "Name of the {p}.", "The {p}.", "")
 SPECIAL_DESCRIPTIONS = {
@@ -56,7 +57,7 @@ def relation_named(tool_name: str) -> Relation:
 
 def _record_tool(random: Random, relation: Relation) -> RecordTool:
     parameter = random.choice(PLACE_PARAMETERS if relation.subject == "place" else PERSON_PARAMETERS)
-    noun = {"name": "place" if relation.subject == "place" else "person", "who": "person"}.get(parameter, parameter)
+    noun = parameter if parameter in ("city", "country", "town", "region") else relation.subject
     label = relation.label
     description = random.choice(DESCRIPTIONS)
     if label in SPECIAL_DESCRIPTIONS and random.random() < 0.5:

@@ -26,8 +26,8 @@ from v32.model_runtime.messages import ToolSpec
 IGNORED = -100
 POOL = 2
 """Batches drawn at a time; cutting the pool by length keeps padding low."""
-WEIGHTS = {"chat": 0.4, "own_tool": 2.0, "error_retry": 2.0}
-"""How often a kind is drawn; 1 where nothing is said. What reads the offered tools needs most practice."""
+WEIGHTS = {"chat": 0.4, "own_tool": 2.0, "error_retry": 2.0, "not_found": 1.7}
+"""How often a kind is drawn; 1 where nothing is said. Reading the offered tools needs most practice."""
 SEARCH_DEPTHS = (3, 3, 5)
 """Search results per call, one choice a batch."""
 

@@ -56,7 +56,7 @@ CONFIG = DeepseekV32Config(
 )
 """Head and embedding are tied while training and written as two tensors, as the published checkpoints have them."""
 STAGES = [
-    Stage("dense", 3000, muon_lr=2e-3, adam_lr=1.5e-3, lesson_steps=400, decay_share=0.75, final_lr=0.36),
+    Stage("dense", 4400, muon_lr=2e-3, adam_lr=1.5e-3, lesson_steps=400, decay_share=0.72, final_lr=0.36),
     Stage("warmup", 80, muon_lr=0.0, adam_lr=3e-3, warm_steps=10),
     Stage("sparse", 700, muon_lr=7.2e-4, adam_lr=5.4e-4, warm_steps=10, decay_share=1.0),
     Stage("mtp", 150, muon_lr=4e-3, adam_lr=2e-3, warm_steps=20),
