@@ -1,0 +1,96 @@
+// Vectors of V32_LANES floats in the compiler's own vector types: one source for AVX2, AVX-512, NEON and plain SSE.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#ifndef V32_LANES
+#if defined(__AVX512F__)
+#define V32_LANES 16
+#elif defined(__AVX__)
+#define V32_LANES 8
+#else
+#define V32_LANES 4
+#endif
+#endif
+
+namespace v32 {
+
+constexpr int LANES = V32_LANES;
+// Four vectors: what one vector of FP8 codes decodes to, and the unit in which rows are padded.
+constexpr int GROUP = 4 * LANES;
+
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef float LooseFloats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t LooseWords __attribute__((vector_size(4 * LANES), aligned(1), may_alias));
+
+static inline Floats load(const float* p) { return *(const LooseFloats*)p; }
+static inline Words load_words(const void* p) { return *(const LooseWords*)p; }
+static inline void store(float* p, Floats v) { *(LooseFloats*)p = v; }
+static inline Floats splat(float x) { return x - Floats{}; }
+
+// Halves are added to each other until one value is left; the order is the same everywhere.
+static inline float sum(Floats v) {
+    typedef float Four __attribute__((vector_size(16)));
+    typedef int32_t Order __attribute__((vector_size(16)));
+    Four parts[LANES / 4];
+    memcpy(parts, &v, sizeof v);
+    for (int half = LANES / 8; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
+#if defined(__clang__)
+    const Four twos = parts[0] + __builtin_shufflevector(parts[0], parts[0], 2, 3, 0, 1);
+#else
+    const Four twos = parts[0] + __builtin_shuffle(parts[0], Order{2, 3, 0, 1});
+#endif
+    return twos[0] + twos[1];
+}
+
+static inline int64_t padded(int64_t size) { return (size + GROUP - 1) / GROUP * GROUP; }
+
+// Scratch memory at the border of a cache line, without values.
+template <class T>
+class Scratch {
+  public:
+    explicit Scratch(int64_t size) : data_((T*)aligned_alloc(64, (size * sizeof(T) + 127) / 64 * 64)) {
+        if (!data_) throw std::bad_alloc();
+    }
+    ~Scratch() { free(data_); }
+    Scratch(const Scratch&) = delete;
+    T* operator+(int64_t index) const { return data_ + index; }
+    T& operator[](int64_t index) const { return data_[index]; }
+
+  private:
+    T* data_;
+};
+
+static inline Floats minimum(Floats a, Floats b) { return a < b ? a : b; }
+static inline Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
+
+// e^x within 2 units in the last place: 2^n e^r with |r| <= ln(2)/2 and a polynomial for e^r. Below -87 it is e^-87,
+// above 88 e^88.
+static inline Floats exponential(Floats x) {
+    x = minimum(maximum(x, splat(-87.0f)), splat(88.0f));
+    const Floats shifter = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    const Floats n = x * 1.44269504f + shifter - shifter;
+    const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    Floats p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
+    return p * (Floats)power;
+}
+
+static inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + exponential(-x)); }
+
+static inline float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
+
+}  // namespace v32
