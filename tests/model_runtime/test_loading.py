@@ -33,11 +33,6 @@ BOOK = ToolSpec(
 )
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model with a tokenizer of a thousand entries."""

