@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from v32.kernels.act_quant import reference
+from v32.kernels.triton_support.dispatch import runs_on_gpu
 
 BLOCK = 128
 
@@ -15,6 +16,10 @@ def act_quant(x: Tensor, *, block: int = BLOCK, ue8m0: bool = True) -> tuple[Ten
     scale = max(|x|, 1e-4) / 448 of the block, rounded up to a power of two with `ue8m0` (DeepSeek's reference
     kernel, `scale_fmt: ue8m0`); codes are rounded to nearest even and saturate at ±448.
     """
+    if runs_on_gpu(x) and block & (block - 1) == 0:
+        from v32.kernels.act_quant import triton
+
+        return triton.act_quant(x, block, ue8m0)
     return reference.act_quant(x, block, ue8m0)
 
 

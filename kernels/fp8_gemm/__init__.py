@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from v32.kernels.fp8_gemm import reference
+from v32.kernels.fp8_gemm import cpu, reference
+from v32.kernels.triton_support.dispatch import runs_on_gpu
 
 BLOCK = 128
 ActScaleFormat = Literal["ue8m0", "float32"]
@@ -22,7 +23,12 @@ def fp8_gemm(x: Tensor, weight: Tensor, scale: Tensor, act_scale_fmt: ActScaleFo
     the published FP8 kernels do; without, only the weight is 8-bit.
     """
     check_block_scales(weight, scale)
-    return reference.fp8_gemm(x, weight, scale, act_scale_fmt)
+    if runs_on_gpu(x):
+        from v32.kernels.fp8_gemm import triton
+
+        return triton.fp8_gemm(x, weight, scale, act_scale_fmt)
+    y = cpu.linear(x, weight, scale) if act_scale_fmt is None else None
+    return reference.fp8_gemm(x, weight, scale, act_scale_fmt) if y is None else y
 
 
 def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

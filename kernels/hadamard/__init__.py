@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from v32.kernels.hadamard import reference
+from v32.kernels.triton_support.dispatch import runs_on_gpu
 
 
 def hadamard(x: Tensor) -> Tensor:
@@ -12,4 +13,8 @@ def hadamard(x: Tensor) -> Tensor:
     size = x.shape[-1]
     if size & (size - 1):
         raise ValueError(f"the Hadamard transform needs a power of two, got {size}")
+    if runs_on_gpu(x) and size <= 1024:
+        from v32.kernels.hadamard import triton
+
+        return triton.hadamard(x)
     return reference.hadamard(x)

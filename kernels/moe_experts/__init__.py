@@ -9,6 +9,7 @@ from torch import Tensor
 
 from v32.kernels.fp8_gemm import ActScaleFormat
 from v32.kernels.moe_experts import reference
+from v32.kernels.triton_support.dispatch import runs_on_gpu
 
 
 class ExpertWeights(NamedTuple):
@@ -34,4 +35,8 @@ def moe_experts(
     x [T, D], indices int64 [T, K], weights float32 [T, K] -> float32 [T, D]. With `act_scale_fmt` the inputs of FP8
     weights are quantised, see `fp8_gemm`.
     """
+    if runs_on_gpu(x, weights, experts[0].gate):
+        from v32.kernels.moe_experts import triton
+
+        return triton.moe_experts(x, indices, weights, experts, act_scale_fmt)
     return reference.moe_experts(x, indices, weights, experts, act_scale_fmt)

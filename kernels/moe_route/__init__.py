@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from v32.kernels.moe_route import reference
+from v32.kernels.triton_support.dispatch import runs_on_gpu
 
 
 class Routing(NamedTuple):
@@ -30,5 +31,10 @@ def moe_route(
     experts sum highest; weights are s alone, divided by their sum if `norm_topk_prob`, times the scaling factor.
     All in float32; of equal scores the lower expert wins. Source: DeepSeek-V3 report, section 2.1.2.
     """
-    weights, indices = reference.moe_route(logits, correction_bias, top_k, n_group, topk_group, norm_topk_prob)
+    if runs_on_gpu(logits):
+        from v32.kernels.moe_route import triton
+
+        weights, indices = triton.moe_route(logits, correction_bias, top_k, n_group, topk_group, norm_topk_prob)
+    else:
+        weights, indices = reference.moe_route(logits, correction_bias, top_k, n_group, topk_group, norm_topk_prob)
     return Routing(weights * routed_scaling_factor, indices)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from v32.kernels.rope import reference
+from v32.kernels.triton_support.dispatch import runs_on_gpu
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
@@ -15,4 +16,8 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
     """
     if x.shape[-1] != 2 * cos.shape[-1]:
         raise ValueError(f"rope over {x.shape[-1]} dimensions needs {x.shape[-1] // 2} angles, got {cos.shape[-1]}")
+    if runs_on_gpu(x):
+        from v32.kernels.rope import triton
+
+        return triton.rope(x, cos, sin, interleaved)
     return reference.rope(x, cos, sin, interleaved)

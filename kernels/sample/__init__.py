@@ -26,6 +26,7 @@ import torch
 
 from v32.kernels.sample.reference import sample as _reference
 from v32.kernels.token_mask import token_mask
+from v32.kernels.triton_support.dispatch import runs_on_gpu
 
 __all__ = ["Sampled", "counter_uniform", "sample"]
 
@@ -48,7 +49,12 @@ def sample(
         if tuple(value.shape) != (batch,):
             raise ValueError(f"{name} has shape {tuple(value.shape)}; {batch} rows of logits need ({batch},)")
     masked = logits if bitmask is None else token_mask(logits, bitmask)
-    ids = _reference(masked, temperature, top_p, uniforms)
+    if runs_on_gpu(masked):
+        from v32.kernels.sample import triton
+
+        ids = triton.sample(masked, temperature, top_p, uniforms)
+    else:
+        ids = _reference(masked, temperature, top_p, uniforms)
     chosen = logits.gather(1, ids[:, None])[:, 0]
     return Sampled(ids, chosen - logits.logsumexp(-1))
 

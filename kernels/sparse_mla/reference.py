@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from v32.kernels.kv_append.reference import read_fp8_records
+
 
 def sparse_mla(q_latent: Tensor, q_pe: Tensor, latent: Tensor, k_pe: Tensor, indices: Tensor, scale: float) -> Tensor:
     unused = indices < 0
@@ -13,3 +15,8 @@ def sparse_mla(q_latent: Tensor, q_pe: Tensor, latent: Tensor, k_pe: Tensor, ind
     scores = (q_latent @ keys.transpose(-1, -2) + q_pe @ keys_pe.transpose(-1, -2)).float() * scale
     scores = scores.masked_fill(unused[:, None], -torch.inf)
     return scores.softmax(-1).to(keys.dtype) @ keys
+
+
+def sparse_mla_fp8(q_latent: Tensor, q_pe: Tensor, records: Tensor, indices: Tensor, scale: float) -> Tensor:
+    latent, k_pe = (part.to(q_latent.dtype) for part in read_fp8_records(records, q_latent.shape[-1]))
+    return sparse_mla(q_latent, q_pe, latent, k_pe, indices, scale)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 
 from v32.kernels.token_mask.reference import token_mask as _reference
+from v32.kernels.triton_support.dispatch import runs_on_gpu
 
 __all__ = ["bitmask_words", "token_mask"]
 
@@ -28,4 +29,8 @@ def token_mask(logits: torch.Tensor, bitmask: torch.Tensor) -> torch.Tensor:
             f"bitmask is {bitmask.dtype} {tuple(bitmask.shape)}; logits of shape {tuple(logits.shape)} need "
             f"torch.int32 {expected}"
         )
+    if runs_on_gpu(logits):
+        from v32.kernels.token_mask import triton
+
+        return triton.token_mask(logits, bitmask)
     return _reference(logits, bitmask)
