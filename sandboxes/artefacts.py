@@ -21,6 +21,7 @@ from collections.abc import Iterator
 OPENAT2 = 437  # the same on every architecture
 RESOLVE = 0x01 | 0x02 | 0x04 | 0x08  # no other mount, no magic links, no symlinks, beneath the directory
 MAX_ENTRIES, MAX_DEPTH = 2_000, 8
+MAX_LOOKED_AT = 20_000  # a directory that grows while it is read has no end
 PIECE = 1 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -84,12 +85,13 @@ def walk(
     """Regular files and directories below, breadth first: their stats, their paths, and whether some are missing."""
     stats: list[os.stat_result] = []
     paths: list[str] = []
-    level, complete = [""], True
+    level, looked_at = [""], 0
     for _ in range(max_depth):
         below: list[str] = []
         for prefix in level:
             for name, status in _entries(root, prefix):
-                if len(paths) >= max_entries:
+                looked_at += 1
+                if len(paths) >= max_entries or looked_at > MAX_LOOKED_AT:
                     return stats, paths, False
                 if stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode):
                     stats.append(status)
@@ -97,8 +99,7 @@ def walk(
                 if stat.S_ISDIR(status.st_mode):
                     below.append(prefix + name + "/")
         level = below
-    complete = not level
-    return stats, paths, complete
+    return stats, paths, not level
 
 
 def _entries(root: int, prefix: str) -> Iterator[tuple[str, os.stat_result]]:

@@ -122,7 +122,7 @@ def run_command(engine: Engine, policy: SandboxPolicy, name: str) -> list[str]:
         "--cap-drop", "ALL", "--security-opt", "no-new-privileges",
         "--memory", str(policy.memory_bytes), "--memory-swap", str(policy.memory_bytes),
         "--pids-limit", str(policy.max_processes + 1), "--cpus", f"{policy.cpus:g}",
-        "--ulimit", f"nofile={max(policy.open_files, 256)}", "--ulimit", "core=0",
+        "--ulimit", f"nofile={max(policy.open_files, 256)}", "--ulimit", "core=1",
         "--tmpfs", f"/workspace:{storage}{inodes},exec", "--tmpfs", f"/tmp:{storage}{inodes}",
         "--tmpfs", "/run:rw,nosuid,nodev,size=1m,mode=1777", "--shm-size", str(policy.workspace_bytes),
         "--entrypoint", policy.python or "python3", engine.image,

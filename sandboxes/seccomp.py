@@ -50,6 +50,9 @@ TRANSPORTS = (0, 6, 17)  # default, TCP, UDP
 NEW_NAMESPACES = 0x7E020000  # every CLONE_NEW* flag that clone(2) knows
 TERMINAL_INPUT = (0x5412, 0x541C, 0x541D, 0x5423)  # TIOCSTI, TIOCLINUX, TIOCCONS, TIOCSETD
 PERSONALITIES = (0, 8, 0xFFFFFFFF)  # Linux, 32-bit Linux, "tell me"
+SUPERVISOR = 1  # its process id inside; it has the uid of those it watches, so priorities and limits are open to them
+RLIMIT_CORE = 4
+PRIO_USER, IOPRIO_WHO_USER = 2, 3
 
 
 def build_filter(
@@ -75,8 +78,13 @@ def build_filter(
         "clone3": [_refuse(errno.ENOSYS)],  # its flags lie behind a pointer; libc falls back to clone
         "ioctl": _refuse_values(1, TERMINAL_INPUT),
         "personality": _only_values(0, PERSONALITIES, errno.EPERM),
-        "sched_setaffinity": [_allow() if allow_affinity else _refuse(errno.EPERM)],
+        "sched_setaffinity": _refuse_values(0, (SUPERVISOR,)) if allow_affinity else [_refuse(errno.EPERM)],
+        "prlimit64": _check_limits(),
+        "setrlimit": [_argument(0), *_if(EQUAL, RLIMIT_CORE, [_pretend()]), _allow()],
+        "setpriority": _refuse_others(PRIO_USER),
+        "ioprio_set": _refuse_others(IOPRIO_WHO_USER),
     }
+    checks |= dict.fromkeys(("sched_setattr", "sched_setparam", "sched_setscheduler"), _refuse_values(0, (SUPERVISOR,)))
     allowed = dict(table["allowed"])
     if allow_hidden_memory:
         allowed |= table["hidden_memory"]
@@ -150,6 +158,20 @@ def _refuse_values(argument: int, values: Iterable[int]) -> Program:
     return [*program, _allow()]
 
 
+def _check_limits() -> Program:
+    """Not the supervisor's limits, and for all others the core limit stays 1: a pattern with a pipe ignores 0, and the
+    host's root would read what crashes in here."""
+    both_halves = [_argument(2), *_if(ANY_BIT, 0xFFFFFFFF, [_pretend()]), _high_half(2)]
+    sets_core = [*both_halves, *_if(ANY_BIT, 0xFFFFFFFF, [_pretend()]), _allow()]
+    refused = _refuse_values(0, (SUPERVISOR,))[:-1]
+    return [*refused, _argument(1), *_if(EQUAL, RLIMIT_CORE, sets_core), _allow()]
+
+
+def _refuse_others(whole_user: int) -> Program:
+    """Of calls by kind and id: all processes of the user, and the supervisor or its group."""
+    return [*_refuse_values(0, (whole_user,))[:-1], *_refuse_values(1, (SUPERVISOR,))]
+
+
 def _refuse_bits(argument: int, mask: int) -> Program:
     return [_argument(argument), *_if(ANY_BIT, mask, [_refuse(errno.EPERM)]), _allow()]
 
@@ -157,6 +179,10 @@ def _refuse_bits(argument: int, mask: int) -> Program:
 def _argument(index: int) -> Instruction:
     """Load the low half: the kernel reads these arguments as 32-bit values, so the high half must not matter."""
     return Instruction(LOAD, 0, 0, 16 + 8 * index)
+
+
+def _high_half(index: int) -> Instruction:
+    return Instruction(LOAD, 0, 0, 20 + 8 * index)
 
 
 def _when_number(number: int, block: Program) -> Program:
@@ -179,6 +205,11 @@ def _allow() -> Instruction:
 
 def _refuse(error: int) -> Instruction:
     return Instruction(RETURN, 0, 0, 0x00050000 | error)
+
+
+def _pretend() -> Instruction:
+    """Nothing happens, and the caller reads success."""
+    return Instruction(RETURN, 0, 0, 0x00050000)
 
 
 def _ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:

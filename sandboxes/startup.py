@@ -14,7 +14,10 @@ from v32.sandboxes.sandbox import SandboxPolicy
 
 OPEN_SECONDS = 15.0
 GUEST = Path(__file__).parent / "guest"
-GUEST_FILES = ("boot.py", "supervisor.py", "wire.py", "processes.py", "storage.py", "confine.py", "kernel.py")
+GUEST_FILES = (
+    "boot.py", "supervisor.py", "wire.py", "call.py", "interpreters.py", "processes.py", "storage.py", "confine.py",
+    "kernel.py", "watchdog.py",
+)  # fmt: skip
 
 
 def settings_frame(

@@ -26,12 +26,14 @@ def main() -> None:
     close_others({peer, control_in, control_out})
     _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)
     _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
+    _signal.signal(_signal.SIGTERM, _signal.SIG_IGN)
     greet(control_in, control_out, sys.argv[4])
     sys.path.insert(0, __file__.rpartition("/")[0])
     from supervisor import Supervisor  # type: ignore[import-not-found]
 
     supervisor = Supervisor(peer, control_in, control_out, *sys.argv[4:6])
-    _signal.signal(_signal.SIGTERM, lambda number, frame: supervisor.leave())
+    if sys.argv[5] == "tree":  # PID 1 takes no signal that has no handler: those inside could send it
+        _signal.signal(_signal.SIGTERM, lambda number, frame: supervisor.leave())
     supervisor.run()
 
 

@@ -99,7 +99,7 @@ def confine(limits: dict[str, int], landlock: Landlock | None) -> None:
 def rlimits(limits: dict[str, int]) -> list[tuple[int, int, int]]:
     """The resource limits as (resource, soft, hard); a limit of 0 for processes or data means none."""
     fixed = [
-        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_CORE, 1),  # not 0: only 1 keeps a core pattern with a pipe from starting its program as root
         (resource.RLIMIT_FSIZE, limits["file_bytes"]),
         (resource.RLIMIT_NOFILE, limits["open_files"]),
         (resource.RLIMIT_MEMLOCK, 1 << 20),

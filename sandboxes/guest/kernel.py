@@ -82,21 +82,35 @@ class Kernel:
         return code.decode("utf-8", "surrogatepass")
 
     def _fork(self, nonce: bytes, passed: int) -> None:
-        """Become two: the copy sleeps on its own socket until the supervisor wakes it."""
+        """Become two: the copy sleeps on its own socket until the supervisor wakes it.
+
+        It is an orphan before it answers, so that the supervisor, not we, hears of its end.
+        """
         threads = len(os.listdir("/proc/self/task"))
         if threads > 1:
             self._channel.send(nonce + b"t%d" % threads)
             os.close(passed)  # last: it tells the supervisor that the answer is there
             return
-        if os.fork() == 0:
+        waiting, go = os.pipe()
+        middle = os.fork()
+        if middle == 0:
+            if os.fork():
+                os._exit(0)
+            os.close(go)
+            os.read(waiting, 1)
             os.setpgid(0, 0)
             os.dup2(passed, 3, inheritable=False)
             self._channel.send(b"copy")
+        else:
+            os.waitpid(middle, 0)
+            os.close(go)
+        os.close(waiting)
         os.close(passed)
 
     def _run(self, code: str) -> bytes:
         """One cell; whatever it raises becomes text."""
         _signal.signal(_signal.SIGINT, self._interrupt)
+        _make_blocking(1, 2)
         self._cells += 1
         name = f"<cell {self._cells}>"
         try:
@@ -174,6 +188,15 @@ class Kernel:
                 stream.flush()
             except BaseException:  # a cell may have put anything there
                 pass
+
+
+def _make_blocking(*fds: int) -> None:
+    """Again: programs like node leave the pipes that they inherited non-blocking behind."""
+    for fd in fds:
+        try:
+            os.set_blocking(fd, True)
+        except OSError:  # a cell has closed it
+            pass
 
 
 def _cut(text: str, limit: int) -> bytes:

@@ -53,23 +53,30 @@ def parent(pid: int) -> int:
     return -1 if len(fields) < 2 or fields[0] in (b"Z", b"X") else int(fields[1])
 
 
-def anonymous_bytes(pid: int) -> int:
-    fields = read(f"/proc/{pid}/statm").split()
-    return (int(fields[1]) - int(fields[2])) * PAGE if len(fields) > 2 else 0
+def members(is_namespace: bool) -> list[int]:
+    """The live processes of this sandbox without us: all that we see in a namespace, our descendants elsewhere."""
+    me = posix.getpid()
+    parents = {pid: parent(pid) for pid in map(int, filter(str.isdigit, posix.listdir("/proc"))) if pid != me}
+    if is_namespace:
+        return [pid for pid, above in parents.items() if above >= 0]
+    tree, grown = {me}, True
+    while grown:
+        more = {pid for pid, above in parents.items() if above in tree} - tree
+        grown, tree = bool(more), tree | more
+    return sorted(tree - {me})
 
 
-def read(path: str) -> bytes:
+def read(path: str, limit: int = 64 << 20) -> bytes:
+    """A file of /proc, up to about `limit` bytes; nothing if it cannot be read."""
     try:
         fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError:
         return b""
-    pieces = []
+    pieces: list[bytes] = []
     try:
-        while True:
-            data = posix.read(fd, PIECE)
-            if not data:
-                break
+        while limit > 0 and (data := posix.read(fd, PIECE)):
             pieces.append(data)
+            limit -= len(data)
     except OSError:
         pass
     finally:

@@ -11,25 +11,27 @@ def used_bytes(directory: str) -> int:
 
 
 def empty(directory: str) -> None:
-    """Delete everything below, without recursion: what lies deep is first moved to the top."""
+    """Delete everything below, without recursion: what lies deep is first moved to the top, under a name of our own."""
+    prefix = f"{directory}/.{posix.urandom(12).hex()}-"
     count = 0
-    while True:
-        names = posix.listdir(directory)
-        if not names:
-            return
+    while names := posix.listdir(directory):
         for name in names:
             path = directory + "/" + name
-            try:
-                posix.unlink(path)
+            if _unlinked(path):
                 continue
-            except (IsADirectoryError, PermissionError):
-                posix.chmod(path, 0o700)
             for child in posix.listdir(path):
                 below = path + "/" + child
-                try:
-                    posix.unlink(below)
-                except (IsADirectoryError, PermissionError):
+                if not _unlinked(below):
                     count += 1
-                    posix.chmod(below, 0o700)
-                    posix.rename(below, f"{directory}/.v32-empty-{count}")
+                    posix.rename(below, prefix + str(count))
             posix.rmdir(path)
+
+
+def _unlinked(path: str) -> bool:
+    """Whether it is gone; if not, it is a directory, and open to us now."""
+    try:
+        posix.unlink(path)
+    except (IsADirectoryError, PermissionError):
+        posix.chmod(path, 0o700)
+        return False
+    return True

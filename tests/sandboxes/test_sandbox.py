@@ -346,11 +346,16 @@ def test_closing_during_a_call_ends_the_call(session: Session) -> None:
         results: list[CellResult] = []
 
         async def run() -> None:
-            results.append(await sandbox.run_python("print('partial', flush=True)\nwhile True: pass"))
+            async for event in sandbox.stream("python", "print('partial', flush=True)\nwhile True: pass"):
+                if isinstance(event, CellResult):
+                    results.append(event)
+                else:
+                    printed.set()
 
+        printed = anyio.Event()
         async with anyio.create_task_group() as group:
             group.start_soon(run)
-            await anyio.sleep(0.5)
+            await printed.wait()
             await sandbox.close()
         assert (results[0].status, results[0].state, results[0].stdout) == ("session_dead", "lost", b"partial\n")
 

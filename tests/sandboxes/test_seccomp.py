@@ -81,6 +81,27 @@ def test_other_architectures_die_and_x32_does_not_exist() -> None:
         ("ioctl", (0, 0x5412 | 1 << 40), REFUSED | errno.EPERM),  # the kernel reads 32 bits
         ("personality", (0xFFFFFFFF,), ALLOW),
         ("personality", (0x0400000,), REFUSED | errno.EPERM),
+        ("prlimit64", (0, 7, 4096, 0), ALLOW),
+        ("prlimit64", (1, 7, 4096, 0), REFUSED | errno.EPERM),  # the supervisor's
+        ("prlimit64", (1 | 1 << 40, 7, 4096, 0), REFUSED | errno.EPERM),
+        ("prlimit64", (0, 4, 0, 4096), ALLOW),  # the core limit may be read
+        ("prlimit64", (0, 4, 4096, 0), REFUSED),  # and not set, which reads as success
+        ("prlimit64", (0, 4, 1 << 32, 0), REFUSED),
+        ("setrlimit", (4, 4096), REFUSED),
+        ("setrlimit", (7, 4096), ALLOW),
+        ("sched_setscheduler", (0, 5, 4096), ALLOW),
+        ("sched_setscheduler", (1, 5, 4096), REFUSED | errno.EPERM),
+        ("sched_setattr", (1, 4096, 0), REFUSED | errno.EPERM),
+        ("sched_setparam", (1, 4096), REFUSED | errno.EPERM),
+        ("sched_setaffinity", (1, 8, 4096), REFUSED | errno.EPERM),
+        ("sched_setaffinity", (77, 8, 4096), ALLOW),
+        ("setpriority", (0, 0, 19), ALLOW),
+        ("setpriority", (0, 1, 19), REFUSED | errno.EPERM),
+        ("setpriority", (1, 1, 19), REFUSED | errno.EPERM),
+        ("setpriority", (2, 0, 19), REFUSED | errno.EPERM),  # every process of the user
+        ("ioprio_set", (1, 0, 0), ALLOW),
+        ("ioprio_set", (1, 1, 0), REFUSED | errno.EPERM),
+        ("ioprio_set", (3, 0, 0), REFUSED | errno.EPERM),
     ],
 )
 def test_checked_calls_are_judged_by_their_arguments(name: str, arguments: tuple[int, ...], verdict: int) -> None:
