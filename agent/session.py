@@ -104,6 +104,7 @@ class Session:
             journal.close()
             raise
         session._journal = journal
+        agent.model.settle_ahead(session.transcript, session.id)
         return session
 
     async def run(self, prompt: str | None = None) -> RunResult:
@@ -139,6 +140,7 @@ class Session:
         self._is_closed = True
         self.cancel()
         await self._idle.wait()
+        self.agent.model.forget_ahead(self.id)
         await self.agent.toolset.end_session(self.id)
         if self._journal is not None:
             self._journal.close()
@@ -220,6 +222,7 @@ class Session:
                 raise SessionError("nothing to continue: the session has no user message yet; pass a prompt to run")
             if self.account.stopped is None:
                 await self._work()
+                self.agent.model.settle_ahead(self.transcript, self.id)
             return self._result()
 
     def _hear(self, prompt: str) -> None:

@@ -9,7 +9,7 @@ specifications and runs none.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Hashable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +19,14 @@ import anyio.to_thread
 from v32.model_runtime.checkpoint.variant import VariantInfo
 from v32.model_runtime.encoding import ChatTokenizer, CompletionParser, Detokenizer
 from v32.model_runtime.errors import EncodingError, ToolsNotSupportedError
-from v32.model_runtime.generators.generator import Finished, SamplingParams, Token, TokenConstraint, TokenGenerator
+from v32.model_runtime.generators.generator import (
+    Finished,
+    PrefillsAhead,
+    SamplingParams,
+    Token,
+    TokenConstraint,
+    TokenGenerator,
+)
 from v32.model_runtime.grammar.compiler import ConstraintCompiler
 from v32.model_runtime.messages import (
     Completion,
@@ -52,8 +59,11 @@ class ChatModel:
         compiler: ConstraintCompiler | ServerConstraintCompiler | None = None,
         sampling: SamplingParams | None = None,
         vocab_size: int | None = None,
+        settle_ahead: bool = True,
     ) -> None:
         """`sampling` holds where a completion gets no parameters; `vocab_size` is the model's, which may be padded.
+
+        `settle_ahead`: see the method; False switches it off.
 
         `compiler` makes the constraints that the generator understands; by default those of this process.
         """
@@ -62,6 +72,7 @@ class ChatModel:
         self.variant = variant or VariantInfo("v3.2", "taken for granted")
         self.thinking_mode = thinking_mode
         self.sampling = sampling or SamplingParams()
+        self._settles_ahead = settle_ahead
         self._compiler = (compiler or ConstraintCompiler(tokenizer, vocab_size)) if grammar else None
 
     @property
@@ -125,6 +136,18 @@ class ChatModel:
         for delta in reader.close():
             yield delta
         yield reader.completion(finished)
+
+    def settle_ahead(self, transcript: Transcript, owner: Hashable = None) -> None:
+        """The conversation `owner` waits for its user: compute the history that the next message will see (without
+        reasoning) while nothing else runs. The message then costs its own tokens only; its answer stays the same."""
+        waits = not transcript.is_models_turn and not transcript.pending_calls and transcript.entries
+        if self._settles_ahead and waits and isinstance(self.generator, PrefillsAhead):
+            self.generator.prefill_ahead(owner, transcript.settled_ids())
+
+    def forget_ahead(self, owner: Hashable = None) -> None:
+        """The conversation has ended: nothing more is computed for it."""
+        if self._settles_ahead and isinstance(self.generator, PrefillsAhead):
+            self.generator.prefill_ahead(owner, [])
 
     async def aclose(self) -> None:
         """Release the model."""
@@ -220,6 +243,9 @@ class _CompletionReader:
             completion_tokens=len(self._token_ids),
             reasoning_tokens=self._num_reasoning,
             forced_tokens=self._num_forced,
+            ahead_tokens=finished.ahead_tokens,
+            drafted_tokens=finished.drafted_tokens,
+            accepted_tokens=finished.accepted_tokens,
             tool_calls=len(parsed.tool_calls) + len(parsed.malformed),
             seconds={**seconds, "total": time.perf_counter() - self._started},
         )

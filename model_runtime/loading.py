@@ -36,6 +36,8 @@ def load_model(
     kv_budget_bytes: int | None = None,
     max_context: int | None = None,
     max_batch_tokens: int = 512,
+    settle_ahead: bool = True,
+    speculative: bool | int = False,
     tokenizer: str | Path | None = None,
     server_model: str | None = None,
     server_headers: Mapping[str, str] | None = None,
@@ -47,7 +49,10 @@ def load_model(
     `vllm+http://host:port` or `sglang+http://host:port`, or nothing for the tiny checkpoint that comes with v32.
     `variant`: what the model is, where its name and files do not say. `grammar`: whether calls are held to the
     schemas of the offered tools while they are sampled. `tokenizer`: the folder of a tokenizer.json, needed for a
-    server; `server_model`: which of its models. Raises `CheckpointError` or `GeneratorError` with the remedy.
+    server; `server_model`: which of its models. `settle_ahead`: whether idle time is used to prefill what the next
+    user message builds on. `speculative`: whether the checkpoint's MTP layer drafts tokens (how many a step: 1 unless
+    a number is given), which never changes what is generated. Both are for a checkpoint in this process. Raises
+    `CheckpointError` or `GeneratorError` with the remedy.
     """
     if thinking_mode not in ("thinking", "chat"):
         raise ValueError(f"thinking_mode is {thinking_mode!r}; choose thinking or chat")
@@ -71,7 +76,7 @@ def load_model(
     # What is cheap to check comes first: the weights may take minutes.
     chat_tokenizer, vocab_size = _checked_tokenizer(folder, Path(tokenizer) if tokenizer else folder)
     recognised, sampling = detect_variant(folder, variant), sampling_defaults(folder)
-    local = _load(folder, device, dtype, kv_budget_bytes, max_context, max_batch_tokens, progress)
+    local = _load(folder, device, dtype, kv_budget_bytes, max_context, max_batch_tokens, int(speculative), progress)
     return ChatModel(
         local,
         chat_tokenizer,
@@ -80,6 +85,7 @@ def load_model(
         grammar=grammar,
         sampling=sampling,
         vocab_size=vocab_size,
+        settle_ahead=settle_ahead,
     )
 
 
@@ -117,6 +123,7 @@ def _load(
     kv_budget_bytes: int | None,
     max_context: int | None,
     max_batch_tokens: int,
+    num_drafts: int,
     progress: Callable[[int, int], None] | None,
 ) -> LocalGenerator:
     from v32.model_runtime.checkpoint import load_checkpoint
@@ -125,12 +132,13 @@ def _load(
     from v32.model_runtime.generators import LocalGenerator
 
     place = _device(device)
-    model = load_checkpoint(folder, device=place, dtype=_dtype(dtype), progress=progress)
+    model = load_checkpoint(folder, device=place, dtype=_dtype(dtype), mtp=num_drafts > 0, progress=progress)
     engine = Engine(
         model,
         max_batch_tokens=max_batch_tokens,
         kv_budget_bytes=kv_budget_bytes or _kv_budget(place),
         max_context=max_context,
+        num_drafts=num_drafts,
     )
     manifest = Manifest.read(folder)
     return LocalGenerator(engine, name=folder.name, fingerprint=manifest.fingerprint if manifest else None)

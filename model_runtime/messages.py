@@ -120,9 +120,19 @@ class Usage:
     reasoning_tokens: int = 0
     forced_tokens: int = 0
     """Completion tokens that the grammar left no choice about (jump-forward)."""
+    ahead_tokens: int = 0
+    """Of the cached tokens those that were prefilled while the user was silent."""
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    """Tokens that were guessed and checked, and those of them that the model drew as well."""
     tool_calls: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall seconds per part: `prefill`, `decode`, `tools`, `total`."""
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """The share of drafted tokens that became tokens; None without drafts."""
+        return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else None
 
     def __add__(self, other: Usage) -> Usage:
         counts = [name for name in self.__dataclass_fields__ if name != "seconds"]

@@ -1,4 +1,4 @@
-"""From chunks to the flat tensors of one forward pass."""
+"""From the new tokens of many sequences to the flat tensors of one forward pass."""
 
 from __future__ import annotations
 
@@ -8,47 +8,47 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from v32.model_runtime.cache.block_table import BlockTable
 from v32.model_runtime.cache.pages import PagePool
 from v32.model_runtime.engine.paged_attention import PagedAttention, Segment
-from v32.model_runtime.engine.scheduler import Chunk
-from v32.model_runtime.engine.sequence import Sequence
+
+
+class Part(NamedTuple):
+    """Tokens at the positions start, start+1, … of one sequence; its table has room for them."""
+
+    token_ids: Seq[int]
+    table: BlockTable
+    start: int
+
+    @property
+    def segment(self) -> Segment:
+        return Segment(self.table, self.start, len(self.token_ids))
 
 
 class Batch(NamedTuple):
-    """The tokens of all chunks in one row, those of decoding sequences first."""
+    """The tokens of all parts in one row, those of decoding sequences first."""
 
-    chunks: list[Chunk]
     input_ids: Tensor  # int64 [N]
     positions: Tensor  # int64 [N]
     attention: PagedAttention
-    sampled: list[Sequence]  # the sequences whose last pending token is in the batch
-    sampled_rows: Tensor  # int64 [M], the rows of those tokens
+    rows: list[slice]  # where each part lies, in the order the parts were given
 
 
-def build_batch(chunks: Seq[Chunk], pool: PagePool, index_topk: int) -> Batch:
-    """Lay out the chunks; nothing is run and no table advances."""
-    segments = [(chunk, _segment(chunk)) for chunk in chunks]
-    segments.sort(key=lambda pair: not pair[1].is_decode)  # stable
+def build_batch(parts: Seq[Part], pool: PagePool, index_topk: int) -> Batch:
+    """Lay out the parts; nothing is run and no table advances."""
+    order = sorted(range(len(parts)), key=lambda index: not parts[index].segment.is_decode)  # stable
     input_ids: list[int] = []
     positions: list[int] = []
-    sampled, sampled_rows = [], []
-    for chunk, segment in segments:
-        input_ids += chunk.sequence.token_ids[segment.start : segment.end]
-        positions += range(segment.start, segment.end)
-        if chunk.is_last:
-            sampled.append(chunk.sequence)
-            sampled_rows.append(len(input_ids) - 1)
+    rows = [slice(0)] * len(parts)
+    for index in order:
+        token_ids, _, start = parts[index]
+        rows[index] = slice(len(input_ids), len(input_ids) + len(token_ids))
+        input_ids += token_ids
+        positions += range(start, start + len(token_ids))
     device = pool.layout.device
     return Batch(
-        [chunk for chunk, _ in segments],
         torch.tensor(input_ids, device=device),
         torch.tensor(positions, device=device),
-        PagedAttention(pool, [segment for _, segment in segments], index_topk),
-        sampled,
-        torch.tensor(sampled_rows, dtype=torch.int64, device=device),
+        PagedAttention(pool, [parts[index].segment for index in order], index_topk),
+        rows,
     )
-
-
-def _segment(chunk: Chunk) -> Segment:
-    assert chunk.sequence.table is not None
-    return Segment(chunk.sequence.table, chunk.sequence.num_computed, chunk.num_tokens)

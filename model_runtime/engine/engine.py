@@ -3,21 +3,28 @@
 add ─▶ waiting ─▶ running ─▶ finished          step: schedule ─▶ forward ─▶ sample ─▶ events
           ▲          │
           └ preempted┘   memory is short: what was computed may be computed again
+
+prefill_ahead ─▶ wanted ─▶ step_ahead, while `has_work` is False: prompts that will probably come
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Hashable
 from collections.abc import Sequence as Ids
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from v32.model_runtime.cache.pages import PAGE_SIZE, KVLayout, PagePool
 from v32.model_runtime.cache.prefix_cache import PrefixCache
-from v32.model_runtime.engine.batch import Batch, build_batch
-from v32.model_runtime.engine.sampler import Drawn, as_generator_error, draw
-from v32.model_runtime.engine.scheduler import Scheduler
+from v32.model_runtime.engine.ahead import Ahead
+from v32.model_runtime.engine.batch import Part, build_batch
+from v32.model_runtime.engine.sampler import Drawn, Row, as_generator_error, draw
+from v32.model_runtime.engine.scheduler import Chunk, Scheduler
 from v32.model_runtime.engine.sequence import Event, Sequence
+from v32.model_runtime.engine.speculative import Computed, Drafter
 from v32.model_runtime.errors import ContextOverflowError, GeneratorError
 from v32.model_runtime.generators.generator import SamplingParams, TokenConstraint
 from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
@@ -31,10 +38,10 @@ class SequenceEvent(NamedTuple):
 
 
 class Engine:
-    """Continuous batching with paged KV, prefix reuse, grammar masks and jump-forward. Not thread-safe.
+    """Continuous batching with paged KV, prefix reuse, grammar masks, jump-forward and drafts. Not thread-safe.
 
-    A sequence's tokens depend on its prompt, parameters and grammar; what shares its batches, where prefill was cut
-    and what came from the cache only change the rounding of float32 sums.
+    A sequence's tokens depend on its prompt, parameters and grammar; what shares its batches, where prefill was cut,
+    what came from the cache and what was drafted only change the rounding of float32 sums.
     """
 
     def __init__(
@@ -46,16 +53,25 @@ class Engine:
         kv_budget_bytes: int = 1 << 30,
         kv_dtype: torch.dtype | None = None,
         max_context: int | None = None,
+        num_drafts: int = 0,
     ) -> None:
-        """`kv_dtype`: default the model's; `max_context`: default what the model and the KV budget allow."""
+        """`kv_dtype`: default the model's; `max_context`: default what the model and the KV budget allow.
+
+        `num_drafts`: tokens that the MTP layer guesses a step, checked in the next one; 0: none.
+        """
         weight = model.model.embed_tokens.weight
         self.model = model.eval()
         self.config = model.config
-        self.pool = PagePool(KVLayout.of_model(model.config, kv_dtype or weight.dtype, weight.device), kv_budget_bytes)
+        layout = KVLayout.of_model(
+            model.config, kv_dtype or weight.dtype, weight.device, num_mtp_layers=1 if num_drafts else 0
+        )
+        self.pool = PagePool(layout, kv_budget_bytes)
         self.prefix_cache = PrefixCache(self.pool)
         self.scheduler = Scheduler(
             self.pool, self.prefix_cache, max_batch_tokens=max_batch_tokens, max_sequences=max_sequences
         )
+        self.ahead = Ahead(max_batch_tokens)
+        self.drafter = Drafter(self.model, self.pool, num_drafts) if num_drafts else None
         self.max_context = min(model.config.max_position_embeddings, self.pool.max_pages * PAGE_SIZE)
         if max_context is not None:
             self.max_context = min(self.max_context, max_context)
@@ -98,19 +114,68 @@ class Engine:
         """Run one batch; what is new since the last call, in order. What concerns one sequence alone (its grammar, its
         logits) ends that one with a GeneratorError as its last event; an exception concerns all: call `abort`."""
         chunks = self.scheduler.schedule()
+        for sequence in (chunk.sequence for chunk in chunks):
+            if sequence.num_ahead_tokens is None:
+                sequence.num_ahead_tokens = self.ahead.credit(sequence.token_ids, sequence.num_cached_tokens or 0)
         if chunks:
-            self._run(build_batch(chunks, self.pool, self.config.index_topk))
+            self._run(chunks)
         events, self._events = self._events, []
         return events
+
+    def prefill_ahead(self, owner: Hashable, token_ids: Ids[int]) -> None:
+        """A prompt of this owner will probably begin with these ids: `step_ahead` computes what is not cached of them.
+
+        Replaces what the owner wanted before; ids beyond `max_context` are left out. Never changes any token.
+        """
+        if self._is_closed:
+            raise RuntimeError("the engine is closed; load the model again")
+        token_ids = token_ids[: self.max_context - 1]
+        if token_ids:
+            self.check_prompt(token_ids)
+            self.ahead.want(owner, list(token_ids))
+
+    @property
+    def has_work_ahead(self) -> bool:
+        """True while `step_ahead` would compute something; do so only while nobody waits."""
+        return bool(self.ahead)
+
+    @torch.inference_mode()
+    def step_ahead(self) -> None:
+        """Prefill a piece of the oldest wish, about `ahead.STEP_SECONDS` long. It holds nothing afterwards."""
+        owner, token_ids = self.ahead.next()
+        started = time.perf_counter()
+        table = self.prefix_cache.match([*token_ids, -1])  # the last one too: nobody wants logits
+        start = table.length
+        part = Part(token_ids[start : start + self.ahead.step_tokens], table, start)
+        end = start + len(part.token_ids)
+        try:
+            if part.token_ids and self.scheduler.make_free(table.pages_needed(len(part.token_ids))):
+                table.reserve(len(part.token_ids))
+                (hidden,) = self._forward([part])
+                table.advance(len(part.token_ids))
+                self._draft([Computed(part, _padded(token_ids[start + 1 : end + 1], part), hidden)])
+                self.prefix_cache.insert(token_ids, table)
+                self.ahead.record(owner, start, end, time.perf_counter() - started)
+            else:
+                end = len(token_ids)  # all is there, or there is no room for more
+        except BaseException:
+            self.ahead.clear()
+            raise
+        finally:
+            table.close()
+        if end == len(token_ids):
+            self.ahead.finish(owner)
 
     def abort(self) -> None:
         """Drop all sequences without events, and whatever the cache holds of unsure content."""
         for sequence in list(self.scheduler.sequences()):
             self.scheduler.remove(sequence, publish=False)
+        self.ahead.clear()
         self._events.clear()
 
     def reset_prefix_cache(self) -> None:
         """Forget all cached prefixes; needed after the weights have changed."""
+        self.ahead.clear()
         self.prefix_cache.clear()
 
     def close(self) -> None:
@@ -126,23 +191,93 @@ class Engine:
         self.pool.check_integrity([*tables, self.prefix_cache.pages()])
         self.prefix_cache.check_integrity()
 
-    def _run(self, batch: Batch) -> None:
+    def _run(self, chunks: Ids[Chunk]) -> None:
+        """Compute the chunks, draw, see which drafts were right, publish, and draft anew."""
+        parts = [_part(chunk) for chunk in chunks]
+        hidden = self._forward(parts)
+        drawn = self._draw(chunks, hidden)
+        computed = [self._take(*each) for each in zip(chunks, parts, hidden, drawn, strict=True)]
+        self._draft(computed)
+        for sequence in [chunk.sequence for chunk in chunks if chunk.sequence.is_finished]:
+            self.scheduler.remove(sequence)
+
+    def _forward(self, parts: Ids[Part]) -> list[Tensor]:
+        """Hidden states of the parts' tokens, [n, D] for each; keys and values go to the pages."""
+        batch = build_batch(parts, self.pool, self.config.index_topk)
         hidden = self.model(batch.input_ids, batch.positions, batch.attention)
-        drawn = draw(self.model.compute_logits(hidden[batch.sampled_rows]), batch.sampled) if batch.sampled else []
-        for sequence, num_tokens in batch.chunks:
-            assert sequence.table is not None
-            was_prefilling = sequence.is_prefilling
-            sequence.table.advance(num_tokens)
-            if was_prefilling:
-                with_tail = not sequence.is_prefilling
-                self.prefix_cache.insert(sequence.token_ids, sequence.table, with_tail=with_tail)
-        for sequence, token in zip(batch.sampled, drawn, strict=True):
-            self._report(sequence, _append(sequence, token))
-            if sequence.is_finished:
-                self.scheduler.remove(sequence)
+        return [hidden[rows] for rows in batch.rows]
+
+    def _draw(self, chunks: Ids[Chunk], hidden: Ids[Tensor]) -> list[list[Drawn | GeneratorError]]:
+        """For each chunk: nothing while tokens stay pending, else a token behind the last one and behind each draft."""
+        rows, states = [], []
+        for chunk, state in zip(chunks, hidden, strict=True):
+            if chunk.is_last:
+                drafts = chunk.sequence.drafts[: chunk.num_drafts]
+                rows += [Row(chunk.sequence, tuple(drafts[:number])) for number in range(len(drafts) + 1)]
+                states.append(state[-1 - len(drafts) :])
+        drawn = iter(draw(self.model.compute_logits(torch.cat(states)), rows) if rows else ())
+        return [[next(drawn) for _ in range(chunk.num_drafts + 1)] if chunk.is_last else [] for chunk in chunks]
+
+    def _take(self, chunk: Chunk, part: Part, hidden: Tensor, drawn: Ids[Drawn | GeneratorError]) -> Computed:
+        """Bring one sequence on; what was computed of it for good."""
+        sequence, table = chunk.sequence, part.table
+        was_prefilling = sequence.is_prefilling
+        table.advance(chunk.num_tokens)
+        if was_prefilling:
+            self.prefix_cache.insert(sequence.token_ids, table, with_tail=not sequence.is_prefilling)
+        if drawn:
+            events, num_accepted = _append_verified(sequence, sequence.drafts[: chunk.num_drafts], drawn)
+            table.advance(num_accepted)
+            table.truncate(table.length)  # the pages of drafts that were wrong
+            sequence.drafts = []
+            self._report(sequence, events)
+        num_computed = table.length - part.start
+        part = part._replace(token_ids=part.token_ids[:num_computed])
+        following = sequence.token_ids[part.start + 1 : table.length + 1]
+        return Computed(part, _padded(following, part), hidden[:num_computed], sequence)
+
+    def _draft(self, computed: Ids[Computed]) -> None:
+        if self.drafter is not None:
+            self.drafter.run(computed)
 
     def _report(self, sequence: Sequence, events: list[Event]) -> None:
         self._events += [SequenceEvent(sequence, event) for event in events]
+
+
+def _part(chunk: Chunk) -> Part:
+    """The chunk's pending tokens and drafts."""
+    sequence = chunk.sequence
+    assert sequence.table is not None
+    start = sequence.num_computed
+    pending = sequence.token_ids[start : start + chunk.num_tokens]
+    return Part([*pending, *sequence.drafts[: chunk.num_drafts]], sequence.table, start)
+
+
+def _padded(following: Ids[int], part: Part) -> Ids[int]:
+    """The tokens after each position of a part; 0 where the last one is not known."""
+    return [*following, *[0] * (len(part.token_ids) - len(following))]
+
+
+def _append_verified(
+    sequence: Sequence, drafts: Ids[int], drawn: Ids[Drawn | GeneratorError]
+) -> tuple[list[Event], int]:
+    """Take what the model drew behind the pending token and behind each draft, as far as the drafts were right.
+
+    The news, and how many drafts have become tokens of the sequence.
+    """
+    events: list[Event] = []
+    sequence.num_drafted += len(drafts)
+    for index, (result, draft) in enumerate(zip(drawn, [*drafts, None], strict=True)):
+        length = len(sequence.token_ids)
+        is_right = isinstance(result, Drawn) and result.token_id == draft
+        sequence.num_accepted += is_right  # before the end is reported
+        events += _append(sequence, result)
+        num_new = len(sequence.token_ids) - length
+        if not is_right or not num_new:
+            return events, index
+        if num_new > 1 or sequence.is_finished:  # what the grammar forces is not drawn
+            return events, index + 1
+    raise AssertionError("one token more is drawn than there are drafts")
 
 
 def _append(sequence: Sequence, drawn: Drawn | GeneratorError) -> list[Event]:

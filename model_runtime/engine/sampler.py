@@ -1,4 +1,7 @@
-"""The next token of every row: grammar mask, temperature, top-p, each row with its own seed and step."""
+"""The next token of every row: grammar mask, temperature, top-p, each row with its own seed and step.
+
+A row may stand behind drafts: tokens that its sequence does not have yet. It is then drawn as it would be if it had.
+"""
 
 from __future__ import annotations
 
@@ -21,40 +24,68 @@ class Drawn(NamedTuple):
     """Under the model's own distribution: temperature 1, no top-p, no grammar."""
 
 
-def draw(logits: Tensor, sequences: Seq[Sequence]) -> list[Drawn | GeneratorError]:
+class Row(NamedTuple):
+    """The place of a token: after the tokens of a sequence and after `drafts`."""
+
+    sequence: Sequence
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def step(self) -> int:
+        return self.sequence.num_new_tokens + len(self.drafts)
+
+
+def draw(logits: Tensor, rows: Seq[Row]) -> list[Drawn | GeneratorError]:
     """One token for each row of logits [M, V], or why that row has none. A row depends on its logits, seed, step and
     grammar alone."""
-    bitmask, failures = _fill_bitmask(sequences, logits.shape[1])
+    bitmask, failures = _fill_bitmask(rows, logits.shape[1])
     ids, logprobs = sample(
         logits,
-        torch.tensor([sequence.params.temperature for sequence in sequences]),
-        torch.tensor([sequence.params.top_p for sequence in sequences]),
-        torch.tensor([counter_uniform(s.seed, s.num_new_tokens) for s in sequences], dtype=torch.float64),
+        torch.tensor([row.sequence.params.temperature for row in rows]),
+        torch.tensor([row.sequence.params.top_p for row in rows]),
+        torch.tensor([counter_uniform(row.sequence.seed, row.step) for row in rows], dtype=torch.float64),
         bitmask,
     )
-    rows = enumerate(zip(ids.tolist(), logprobs.tolist(), strict=True))
-    return [failures.get(row) or _checked(*pair) for row, pair in rows]
+    pairs = enumerate(zip(ids.tolist(), logprobs.tolist(), strict=True))
+    return [failures.get(index) or _checked(*pair) for index, pair in pairs]
 
 
-def _fill_bitmask(sequences: Seq[Sequence], vocab_size: int) -> tuple[Tensor | None, dict[int, GeneratorError]]:
+def _fill_bitmask(rows: Seq[Row], vocab_size: int) -> tuple[Tensor | None, dict[int, GeneratorError]]:
     """int32 [M, words], None if no row is masked; and the rows whose grammar failed."""
     failures: dict[int, GeneratorError] = {}
-    if all(sequence.matcher is None for sequence in sequences):
+    if all(row.sequence.matcher is None for row in rows):
         return None, failures
-    bitmask = torch.full((len(sequences), bitmask_words(vocab_size)), -1, dtype=torch.int32)
+    bitmask = torch.full((len(rows), bitmask_words(vocab_size)), -1, dtype=torch.int32)
     is_masked = False
-    for row, sequence in enumerate(sequences):
+    for index, row in enumerate(rows):
         try:
-            if sequence.matcher is None or not sequence.matcher.fill_bitmask(bitmask[row]):
-                bitmask[row] = -1
-            elif bitmask[row].any():
+            if not _fill_row(bitmask[index], row):
+                bitmask[index] = -1
+            elif bitmask[index].any():
                 is_masked = True
             else:
-                raise GeneratorError(f"the grammar allows no token after {sequence.num_new_tokens} tokens")
+                raise GeneratorError(f"the grammar allows no token after {row.step} tokens")
         except Exception as error:
-            bitmask[row] = -1
-            failures[row] = as_generator_error(error)
+            bitmask[index] = -1
+            failures[index] = as_generator_error(error)
     return bitmask if is_masked else None, failures
+
+
+def _fill_row(bitmask: Tensor, row: Row) -> bool:
+    """Ask the matcher as if it had accepted the drafts; False if all tokens are allowed."""
+    matcher = row.sequence.matcher
+    if matcher is None:
+        return False
+    accepted = 0
+    try:
+        for token_id in row.drafts:
+            if not matcher.accept(token_id):
+                return False  # a draft that cannot be drawn: nobody asks for what follows it
+            accepted += 1
+        return matcher.fill_bitmask(bitmask)
+    finally:
+        if accepted:
+            matcher.rollback(accepted)
 
 
 def _checked(token_id: int, logprob: float) -> Drawn | GeneratorError:

@@ -15,10 +15,11 @@ from v32.model_runtime.engine.sequence import Sequence
 
 
 class Chunk(NamedTuple):
-    """The next `num_tokens` pending tokens of a sequence; its table has room for them."""
+    """The next `num_tokens` pending tokens of a sequence and its first drafts; its table has room for them."""
 
     sequence: Sequence
     num_tokens: int
+    num_drafts: int = 0
 
     @property
     def is_last(self) -> bool:
@@ -63,9 +64,10 @@ class Scheduler:
         shares = self._shares()
         chunks = []
         for sequence in list(self.running):
-            num_tokens = shares[sequence]
+            num_tokens = min(shares[sequence], sequence.num_pending)
+            num_drafts = shares[sequence] - num_tokens
             if num_tokens and sequence in self.running and self._make_room(sequence, num_tokens):
-                chunks.append(Chunk(sequence, num_tokens))
+                chunks.append(Chunk(sequence, num_tokens, self._room_for_drafts(sequence, num_tokens, num_drafts)))
         return chunks
 
     def _admit(self) -> None:
@@ -103,9 +105,9 @@ class Scheduler:
         """Tokens of each running sequence: first those who decode, evenly; half of the rest for the oldest prompt, so
         that it gets on; the other half for those that are nearest to their first token."""
         shares, left = {}, self.max_batch_tokens
-        decoding = sorted((s for s in self.running if not s.is_prefilling), key=lambda s: s.num_pending)
+        decoding = sorted((s for s in self.running if not s.is_prefilling), key=_num_wanted)
         for index, sequence in enumerate(decoding):
-            shares[sequence] = min(sequence.num_pending, left // (len(decoding) - index))
+            shares[sequence] = min(_num_wanted(sequence), left // (len(decoding) - index))
             left -= shares[sequence]
         prefilling = [s for s in self.running if s.is_prefilling]
         oldest_first = [(prefilling[0], (left + 1) // 2)] if prefilling else []
@@ -114,6 +116,13 @@ class Scheduler:
             shares[sequence] = shares.get(sequence, 0) + more
             left -= more
         return shares
+
+    def make_free(self, num_pages: int) -> bool:
+        """Have so many pages free by forgetting what was cached; False if that is not enough."""
+        while (missing := num_pages - self.pool.num_free) > 0:
+            if self.prefix_cache.evict(missing) == 0:
+                return False
+        return True
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
         """Reserve pages: free ones, then evicted ones, then those of the youngest; False if that is the sequence."""
@@ -132,6 +141,14 @@ class Scheduler:
         sequence.table.reserve(num_tokens)
         return True
 
+    def _room_for_drafts(self, sequence: Sequence, num_tokens: int, num_drafts: int) -> int:
+        """How many drafts fit into pages that are free; for a guess nobody gives way."""
+        assert sequence.table is not None
+        while num_drafts and sequence.table.pages_needed(num_tokens + num_drafts) > self.pool.num_free:
+            num_drafts -= 1
+        sequence.table.reserve(num_tokens + num_drafts)
+        return num_drafts
+
     def _preempt(self, sequence: Sequence) -> None:
         """Back to the head of the queue; what is evicted of it in the meantime will be computed again."""
         self.num_preemptions += 1
@@ -141,7 +158,13 @@ class Scheduler:
 
     def _release(self, sequence: Sequence, *, publish: bool) -> None:
         assert sequence.table is not None
+        sequence.drafts = []
         if publish:
             self.prefix_cache.insert(sequence.token_ids, sequence.table)
         sequence.table.close()
         sequence.table = None
+
+
+def _num_wanted(sequence: Sequence) -> int:
+    """Tokens that a decoding sequence would run at once."""
+    return sequence.num_pending + len(sequence.drafts)

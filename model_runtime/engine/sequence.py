@@ -21,7 +21,8 @@ class Sequence:
         token_ids   p p p p p p c c f f      p prompt, c sampled, f forced by the grammar
                     └─ table ─┘ └ pending    computed and cached | to be run next
 
-    The last token is always pending: running it yields the logits of the next one.
+    The last token is always pending: running it yields the logits of the next one. Drafts are guesses of what follows
+    it; they are no tokens of the sequence until the model has drawn the same ones.
     """
 
     def __init__(
@@ -40,6 +41,10 @@ class Sequence:
         """None while the sequence waits for admission."""
         self.num_cached_tokens: int | None = None
         """Prompt tokens found in the prefix cache; None before the first admission."""
+        self.num_ahead_tokens: int | None = None
+        """Of the cached tokens those that were prefilled before the prompt came."""
+        self.drafts: list[int] = []
+        self.num_drafted = self.num_accepted = 0
         self.last_event: Finished | GeneratorError | None = None
         """Set once, when the sequence ends."""
         self._created_at = time.perf_counter()
@@ -93,6 +98,9 @@ class Sequence:
             reason,
             prompt_tokens=self.num_prompt_tokens,
             cached_tokens=self.num_cached_tokens or 0,
+            ahead_tokens=self.num_ahead_tokens or 0,
+            drafted_tokens=self.num_drafted,
+            accepted_tokens=self.num_accepted,
             prefill_seconds=first - self._created_at,
             decode_seconds=now - first,
         )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -71,6 +71,11 @@ class Finished:
     cached_tokens: int
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    ahead_tokens: int = 0
+    """Of the cached tokens those that were prefilled before the prompt came."""
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    """Drafts that were checked, and those that the model drew as well."""
 
 
 class TokenGenerator(Protocol):
@@ -91,3 +96,11 @@ class TokenGenerator(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """What a trace records about the generator: name, weights fingerprint, dtype, device."""
+
+
+@runtime_checkable
+class PrefillsAhead(Protocol):
+    """What a generator with its own cache can do beside a `TokenGenerator`'s work."""
+
+    def prefill_ahead(self, owner: Hashable, token_ids: Sequence[int]) -> None:
+        """The next prompt of `owner` will probably begin with these ids; compute them while nothing else runs."""

@@ -3,19 +3,21 @@
     task ── add, cancel ──▶ inbox ──▶ worker thread: engine.step() ──▶ mailbox ──▶ task
 
 The thread starts with the first generation, sleeps while there is nothing to do and ends with the generator. Only
-the thread touches the engine.
+the thread touches the engine. While no generation lives it prefills what will probably come, in steps of about
+`ahead.STEP_SECONDS`: a generation that comes in between waits for the end of one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import queue
 import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,6 +32,7 @@ from v32.model_runtime.engine.sequence import Event
 from v32.model_runtime.errors import GeneratorError
 from v32.model_runtime.generators.generator import Finished, SamplingParams, Token, TokenConstraint
 
+_LOG = logging.getLogger(__name__)
 _LONG_BACKLOG = 32
 """A listener that is so many events behind may be gone: its event loop is rung again to find out."""
 _EXIT_SECONDS = 60
@@ -77,6 +80,16 @@ class LocalGenerator:
             if not mailbox.is_done:
                 self._inbox.put(_Cancel(mailbox))
 
+    def prefill_ahead(self, owner: Hashable, token_ids: Sequence[int]) -> None:
+        """A prompt of this owner will probably begin with these ids: compute them while nothing else runs.
+
+        Replaces what the owner wanted before; no ids: nothing is wanted any more. Never changes any token.
+        """
+        if token_ids:
+            self._send(_Ahead(owner, list(token_ids)))
+        elif self._worker.is_alive():
+            self._inbox.put(_Ahead(owner, []))
+
     async def aclose(self) -> None:
         """Cancel what is running, end the thread, release the model."""
         with self._lock:
@@ -88,7 +101,7 @@ class LocalGenerator:
     def describe(self) -> dict[str, Any]:
         return dict(self._description)
 
-    def _send(self, command: _Add) -> None:
+    def _send(self, command: _Add | _Ahead) -> None:
         with self._lock:
             is_dead = self._worker.ident is not None and not self._worker.is_alive()
             if is_dead or not self._close.alive:
@@ -154,11 +167,17 @@ class _Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class _Ahead:
+    owner: Hashable
+    token_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
 class _Stop:
     pass
 
 
-_Command = _Add | _Cancel | _Stop
+_Command = _Add | _Cancel | _Ahead | _Stop
 
 
 class _Worker(threading.Thread):
@@ -187,8 +206,11 @@ class _Worker(threading.Thread):
     def _serve(self) -> None:
         while not self.is_stopped:
             self._obey(self.inbox.get())
-            while not self.is_stopped and self.engine.has_work:
-                self._step()
+            while not self.is_stopped and (self.engine.has_work or self.engine.has_work_ahead):
+                if self.engine.has_work:
+                    self._step()
+                else:
+                    self._step_ahead()
                 while not self.inbox.empty():
                     self._obey(self.inbox.get())
 
@@ -199,6 +221,8 @@ class _Worker(threading.Thread):
             case _Cancel(mailbox):
                 for sequence in [s for s, owner in self.mailboxes.items() if owner is mailbox]:
                     self.engine.cancel(sequence)
+            case _Ahead(owner, token_ids):
+                self._want_ahead(owner, token_ids)
             case _Add(prompt_ids, params, constraint, mailbox):
                 try:
                     self.mailboxes[self.engine.add(prompt_ids, params, constraint)] = mailbox
@@ -221,6 +245,22 @@ class _Worker(threading.Thread):
                 del self.mailboxes[sequence]
             elif not is_heard:
                 self.engine.cancel(sequence)
+
+    def _want_ahead(self, owner: Hashable, token_ids: list[int]) -> None:
+        try:
+            if token_ids:
+                self.engine.prefill_ahead(owner, token_ids)
+            else:
+                self.engine.ahead.forget(owner)
+        except Exception as error:
+            _LOG.warning("nothing is prefilled ahead: %s", error)
+
+    def _step_ahead(self) -> None:
+        """Nobody waits for it, so nobody is told of a failure but the log; the next prompt meets it again."""
+        try:
+            self.engine.step_ahead()
+        except Exception as error:
+            _LOG.warning("prefilling ahead failed: %s: %s", type(error).__name__, error)
 
     def _fail_all(self, make_error: Callable[[], Exception]) -> None:
         """Each listener gets an exception of its own: it raises it in its own task."""
