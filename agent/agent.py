@@ -18,6 +18,7 @@ from v32.agent.prelude import Prelude, Role
 from v32.agent.result import RunResult
 from v32.agent.session import Session
 from v32.model_runtime.messages import ToolChoice, ToolSpec
+from v32.model_runtime.response_format import ResponseFormat, answer_schema
 from v32.tools.toolset import DEFAULT_TIMEOUT, Toolset
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Agent:
     `sandbox=SandboxPolicy(...)` gives every session the tools `python` and `bash` in a sandbox of its own.
     `journal` is the file that `run` and `stream` write; `Session.resume` continues it.
     `tool_choice` holds for the first turn of a run ("none" for all); from the second turn on the model is free.
+    `response_format` (an OpenAI format, a JSON Schema or a pydantic model class) makes every answer JSON of that
+    schema: by the grammar while it is written, by jsonschema when it stands; `RunResult.data` is its value.
     """
 
     def __init__(
@@ -50,11 +53,15 @@ class Agent:
         tool_choice: ToolChoice = "auto",
         params: SamplingParams | None = None,
         role: Role = "system",
+        response_format: ResponseFormat | None = None,
         max_parallel_calls: int = 8,
         tool_timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
-        """Raises `ToolsNotSupportedError` if the model is a variant without tools, `ToolDefinitionError` for a tool
-        that cannot be offered, `ValueError` for an option that makes no sense."""
+        """Schemas are checked and their grammar is compiled here, not in the first run.
+
+        Raises `ToolsNotSupportedError` if the model is a variant without tools, `ToolDefinitionError` or
+        `UnsupportedSchemaError` for what cannot be offered, `ValueError` for an option that makes no sense.
+        """
         self.model = model
         self.toolset = Toolset([*tools, *_code_tools(sandbox)], timeout=tool_timeout)
         self.limits = limits
@@ -63,11 +70,12 @@ class Agent:
         self.tool_choice = tool_choice
         self.params = params
         self.max_parallel_calls = max_parallel_calls
-        self.prelude = Prelude(instructions, role, tuple(map(_spec_of, self.toolset)))
+        self.prelude = Prelude(instructions, role, tuple(map(_spec_of, self.toolset)), answer_schema(response_format))
         self._loop: asyncio.Runner | None = None
         if self.prelude.tools:
             model.check_tools_supported()
         self._check()
+        model.prepare(self.prelude.tools, tool_choice, self.prelude.response_format)
 
     async def run(self, prompt: str) -> RunResult:
         """Answer one message in a session of its own."""

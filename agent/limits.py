@@ -12,6 +12,8 @@ class StopReason(StrEnum):
     ANSWER = "answer"
     EMPTY = "empty"
     """The model ended its turn without an answer and without a call."""
+    INVALID_ANSWER = "invalid_answer"
+    """The answer is not what `response_format` asks for; `output` holds it all the same."""
     LENGTH = "length"
     """A completion was cut off by its token limit."""
     TURN_LIMIT = "turn_limit"

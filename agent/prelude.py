@@ -25,6 +25,8 @@ class Prelude:
     instructions: str | None = None
     role: Role = "system"
     tools: tuple[ToolSpec, ...] = ()
+    response_format: Mapping[str, Any] | None = None
+    """The JSON Schema of every answer; None: text."""
 
     @property
     def tool_names(self) -> tuple[str, ...]:
@@ -39,6 +41,7 @@ class Prelude:
             tools=self.tools,
             thinking_mode=model.thinking_mode,
             role=self.role,
+            response_format=self.response_format,
             first_call_index=first_call_index,
         )
 
@@ -48,6 +51,7 @@ class Prelude:
             "instructions": self.instructions,
             "role": self.role,
             "tools": [tool.to_openai()["function"] for tool in self.tools],
+            "response_format": self.response_format,
             "model": model.describe(),
         }
 
@@ -55,7 +59,8 @@ class Prelude:
     def from_header(cls, header: Mapping[str, Any], agent: Agent, path: str | os.PathLike[str]) -> Prelude:
         """The prelude of a journal; `JournalError` if this agent cannot go on with it."""
         _check_model(header["model"], agent.model.describe(), path)
-        prelude = cls(header["instructions"], header["role"], tuple(ToolSpec(**tool) for tool in header["tools"]))
+        tools = tuple(ToolSpec(**tool) for tool in header["tools"])
+        prelude = cls(header["instructions"], header["role"], tools, header.get("response_format"))
         missing = [name for name in prelude.tool_names if name not in agent.prelude.tool_names]
         if missing:
             raise JournalError(f"{path} was written with tools that are missing here: {', '.join(missing)}; pass them")

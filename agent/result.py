@@ -39,6 +39,8 @@ class RunResult:
     usage: Usage
     steps: tuple[Step, ...]
     session_id: str
+    data: Any = None
+    """The answer as a value, where `response_format` asked for JSON and the run ended with an answer."""
 
     @property
     def tool_calls(self) -> list[dict[str, Any]]:
@@ -50,6 +52,7 @@ class RunResult:
         return {
             "type": "result",
             "output": self.output,
+            **({"data": self.data} if self.data is not None else {}),
             "stop_reason": str(self.stop_reason),
             "stop_detail": self.stop_detail,
             "usage": asdict(self.usage),

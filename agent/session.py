@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
+from v32.agent.answer import read_answer
 from v32.agent.calls import OpenCalls
 from v32.agent.errors import SessionError
 from v32.agent.events import (
@@ -276,7 +277,14 @@ class Session:
             usage=self.account.usage,
             steps=tuple(self.account.steps),
             session_id=self.id,
+            data=self._data(stopped),
         )
+
+    def _data(self, stopped: Stopped) -> Any:
+        schema = self.prelude.response_format
+        if schema is None or stopped.reason is not StopReason.ANSWER:
+            return None
+        return read_answer(self.account.output, schema).value
 
     @contextmanager
     def _exclusively(self, announce: Callable[[Event], None]) -> Iterator[None]:

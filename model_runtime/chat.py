@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Hashable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio.to_thread
@@ -39,6 +40,7 @@ from v32.model_runtime.messages import (
     ToolSpec,
     Usage,
 )
+from v32.model_runtime.response_format import ResponseFormat, answer_schema
 from v32.model_runtime.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -95,9 +97,12 @@ class ChatModel:
         instructions: str | None = None,
         tools: Sequence[ToolSpec] = (),
         role: Literal["system", "developer"] = "system",
-        response_format: dict[str, Any] | None = None,
+        response_format: ResponseFormat | None = None,
     ) -> Transcript:
-        """An empty conversation; tools that this model cannot be offered are refused here."""
+        """An empty conversation; tools that this model cannot be offered are refused here.
+
+        `response_format`: every answer is JSON of this schema, also while it is sampled; see `response_format.py`.
+        """
         if tools:
             self.check_tools_supported()
         return Transcript(
@@ -106,7 +111,7 @@ class ChatModel:
             tools=tuple(tools),
             thinking_mode=self.thinking_mode,
             role=role,
-            response_format=response_format,
+            response_format=answer_schema(response_format),
         )
 
     async def complete(
@@ -164,20 +169,36 @@ class ChatModel:
             "grammar": self._compiler is not None,
         }
 
+    def prepare(
+        self,
+        tools: Sequence[ToolSpec] = (),
+        tool_choice: ToolChoice = "auto",
+        response_format: ResponseFormat | None = None,
+    ) -> None:
+        """Compile the grammar of what will be offered, so that the first completion finds it; takes up to seconds.
+
+        Raises `ToolsNotSupportedError`, or `UnsupportedSchemaError` for a schema that cannot be offered.
+        """
+        if tools:
+            self.check_tools_supported()
+        schema = answer_schema(response_format)
+        if self._compiler is not None and (tools or schema):
+            self._compiler.compile(tuple(tools), tool_choice, self.thinking_mode, answer_schema=schema)
+
     async def _constraint(self, transcript: Transcript, tool_choice: ToolChoice) -> TokenConstraint | None:
         if self._compiler is None:
             if tool_choice not in ("auto", "none"):
                 raise ValueError(f"tool_choice is {tool_choice!r}, which needs the grammar; load with grammar=True")
             return None
-        tools = tuple(transcript.tools)
-        if not tools and tool_choice in ("auto", "none"):
+        tools, schema = tuple(transcript.tools), answer_schema(transcript.response_format)
+        if not tools and schema is None and tool_choice in ("auto", "none"):
             return None
-        mode = transcript.thinking_mode
-        compiled = self._compiler.compiled(tools, tool_choice, mode)
+        offer = (tools, tool_choice, transcript.thinking_mode)
+        compiled = self._compiler.compiled(*offer, answer_schema=schema)
         if compiled is not None:
             return compiled
         # Compiling takes a tenth of a second, the first time a few seconds: not in the event loop.
-        return await anyio.to_thread.run_sync(self._compiler.compile, tools, tool_choice, mode)
+        return await anyio.to_thread.run_sync(partial(self._compiler.compile, *offer, answer_schema=schema))
 
     def _with_end(self, params: SamplingParams) -> SamplingParams:
         if self.tokenizer.eos_id in params.stop_token_ids:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ def add_agent_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--topn", type=int, default=5, metavar="N", help="hits of a search (default 5)")
     group.add_argument("--instructions", metavar="TEXT", help="what the model is told before the first message")
     group.add_argument("--role", choices=("system", "developer"), default="system", help="who gives tools and text")
+    group.add_argument("--response-format", metavar="F", help="json, or a file with the JSON Schema of the answer")
     group.add_argument("--tool-choice", default="auto", metavar="C", help="auto, none, required, or a tool's name")
     group.add_argument("--context", default="discard-75%", metavar="S", help="discard-75%%, discard-all, summary, none")
     group.add_argument("--max-turns", type=int, default=64, metavar="N", help="completions of one run (default 64)")
@@ -120,6 +122,7 @@ def build_agent(arguments: argparse.Namespace, more_tools: Sequence[Tool] = ()) 
     )
     context = _checked(ContextPolicy, strategy=arguments.context)
     params = sampling_params(arguments)
+    response_format = _response_format(arguments.response_format)
     tools = [*build_tools(arguments), *more_tools]
     return _checked(
         Agent,
@@ -131,7 +134,22 @@ def build_agent(arguments: argparse.Namespace, more_tools: Sequence[Tool] = ()) 
         tool_choice=arguments.tool_choice,
         params=params,
         role=arguments.role,
+        response_format=response_format,
     )
+
+
+def _response_format(asked: str | None) -> dict[str, Any] | None:
+    if asked is None:
+        return None
+    if asked == "json":
+        return {"type": "json_object"}
+    try:
+        schema = json.loads(Path(asked).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--response-format: {asked} holds no JSON Schema: {error}") from error
+    if not isinstance(schema, dict):
+        raise UsageError(f"--response-format: {asked} holds no JSON Schema, but {json.dumps(schema)[:60]}")
+    return schema
 
 
 def build_tools(arguments: argparse.Namespace) -> list[Tool]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from v32.model_runtime.encoding import ChatTokenizer
 from v32.model_runtime.errors import UnsupportedSchemaError
@@ -37,17 +37,18 @@ class ConstraintCompiler:
         thinking_mode: ThinkingMode = "thinking",
         *,
         parallel_calls: bool = True,
+        answer_schema: Mapping[str, Any] | None = None,
     ) -> GrammarConstraint:
-        """The constraint of these tools, from the cache if they have been seen.
+        """The constraint of these tools and of an answer in JSON, from the cache if they have been seen.
 
         `UnsupportedSchemaError` names the tool whose calls cannot be written, or the unknown tool choice.
         """
-        key = _key(tools, tool_choice, thinking_mode, parallel_calls)
+        key = _key(tools, tool_choice, thinking_mode, parallel_calls, answer_schema)
         with self._lock:
             if key not in self._constraints:
                 if len(self._constraints) >= _CACHED_CONSTRAINTS:
                     self._constraints.pop(next(iter(self._constraints)))
-                self._constraints[key] = self._compile(tools, tool_choice, thinking_mode, parallel_calls)
+                self._constraints[key] = self._compile(tools, tool_choice, thinking_mode, parallel_calls, answer_schema)
             return self._constraints[key]
 
     def compiled(
@@ -57,12 +58,18 @@ class ConstraintCompiler:
         thinking_mode: ThinkingMode = "thinking",
         *,
         parallel_calls: bool = True,
+        answer_schema: Mapping[str, Any] | None = None,
     ) -> GrammarConstraint | None:
         """The constraint if it is in the cache; takes no time."""
-        return self._constraints.get(_key(tools, tool_choice, thinking_mode, parallel_calls))
+        return self._constraints.get(_key(tools, tool_choice, thinking_mode, parallel_calls, answer_schema))
 
     def _compile(
-        self, tools: Sequence[ToolSpec], tool_choice: ToolChoice, thinking_mode: ThinkingMode, parallel_calls: bool
+        self,
+        tools: Sequence[ToolSpec],
+        tool_choice: ToolChoice,
+        thinking_mode: ThinkingMode,
+        parallel_calls: bool,
+        answer_schema: Mapping[str, Any] | None,
     ) -> GrammarConstraint:
         grammar = completion_grammar(
             tools,
@@ -70,12 +77,13 @@ class ConstraintCompiler:
             thinking_mode,
             f"Token({self.tokenizer.think_close_id})",
             parallel_calls=parallel_calls,
+            answer_schema=answer_schema,
             dialect=self.tokenizer.dialect,
         )
         try:
             compiled = self._compiler.compile_grammar(grammar.ebnf)
         except RuntimeError as error:
-            names = ", ".join(tool.name for tool in tools)
+            names = ", ".join([*(tool.name for tool in tools), *(["response_format"] if answer_schema else [])])
             raise UnsupportedSchemaError(f"the schemas of {names} make no grammar: {error}") from error
         return GrammarConstraint(grammar, compiled, self.tokenizer, self.vocab_size, self._forcing)
 
@@ -105,5 +113,5 @@ class ConstraintCompiler:
         return self.tokenizer.token_bytes(token_id) if is_dsml else b""
 
 
-def _key(tools: Sequence[ToolSpec], tool_choice: ToolChoice, thinking_mode: ThinkingMode, parallel_calls: bool) -> str:
-    return canonical_json([[tool.to_openai() for tool in tools], tool_choice, thinking_mode, parallel_calls])
+def _key(tools: Sequence[ToolSpec], *others: Any) -> str:
+    return canonical_json([[tool.to_openai() for tool in tools], *others])

@@ -4,14 +4,16 @@
     auto       answer = text, or text block       none   answer = text
     required   answer = block                     NAME   answer = a block with one call of that tool
 
+With a response format the text of the answer is JSON of that schema, and nothing stands before a block.
 The block is what the encoder writes, byte for byte, and nothing but the end of the sentence may follow it. Text and
 reasoning are free, except that tags of the dialect stand only where they mean something.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from v32.model_runtime.encoding.dialect import V32, Dialect
 from v32.model_runtime.errors import UnsupportedSchemaError
@@ -22,9 +24,11 @@ from v32.model_runtime.grammar.schema import (
     Literals,
     Member,
     Object,
+    SchemaShape,
     Shape,
     Text,
     canonical_json,
+    read_answer,
     read_arguments,
 )
 from v32.model_runtime.messages import ThinkingMode, ToolChoice, ToolSpec
@@ -35,10 +39,11 @@ CONTROL_CHARACTER = "\U0010ffff"
 
 @dataclass(frozen=True, slots=True)
 class CompletionGrammar:
-    """EBNF with the root rule `root`, and what it leaves to the validator, per tool."""
+    """EBNF with the root rule `root`, and what it leaves to the validator, per tool and of the answer."""
 
     ebnf: str
     loosened: dict[str, tuple[str, ...]]
+    loosened_answer: tuple[str, ...] = ()
 
 
 def completion_grammar(
@@ -48,25 +53,37 @@ def completion_grammar(
     think_close: str,
     *,
     parallel_calls: bool = True,
+    answer_schema: Mapping[str, Any] | None = None,
     forbidden: Sequence[str] = (),
     dialect: Dialect = V32,
 ) -> CompletionGrammar:
-    """`think_close` is the EBNF of the token that ends reasoning; `forbidden` are more texts that never appear."""
+    """`think_close` is the EBNF of the token that ends reasoning; `answer_schema` holds the answer to JSON; `forbidden`
+    are more texts that never appear."""
     chosen = choose(tools, tool_choice)
     rules = Rules()
     block = _Block(rules, dialect, (dialect.dsml, CONTROL_CHARACTER, *forbidden))
     shapes = {tool.name: read_arguments(tool.name, tool.parameters) for tool in chosen}
-    markers = (CONTROL_CHARACTER, dialect.think_open, dialect.think_close, *misspelt_markers(dialect), *forbidden)
-    text = rules.text("text", dict.fromkeys(markers))
+    control = (CONTROL_CHARACTER, dialect.think_open, dialect.think_close, *misspelt_markers(dialect), *forbidden)
+    markers = tuple(dict.fromkeys(control))
+    text = rules.text("text", markers)
+    answer_shape = None if answer_schema is None else read_answer(answer_schema)
+    final = text if answer_shape is None else _json(rules, answer_shape, markers)
     calls = block.calls(shapes, several=parallel_calls and tool_choice in ("auto", "required")) if shapes else ""
     if not calls:
-        answer = text
+        answer = final
     elif tool_choice == "auto":
-        answer = f'{text} ({calls} | "")'
+        answer = f'{text} ({calls} | "")' if answer_shape is None else f"({final} | {calls})"
     else:
         answer = calls
     root = f"{text} {think_close} {answer}" if thinking_mode == "thinking" else answer
-    return CompletionGrammar(rules.render(root), {name: shape.loosened for name, shape in shapes.items()})
+    loosened = {name: shape.loosened for name, shape in shapes.items()}
+    return CompletionGrammar(rules.render(root), loosened, answer_shape.loosened if answer_shape else ())
+
+
+def _json(rules: Rules, shape: SchemaShape, forbidden: Sequence[str]) -> str:
+    """An answer in JSON; inside its strings, too, markers stay out."""
+    json = JsonRules(rules, shape, forbidden)
+    return rules.add("answer", any_of([json.alternative(option) for option in shape.options]))
 
 
 def misspelt_markers(dialect: Dialect) -> list[str]:
@@ -143,7 +160,7 @@ class _Block:
     def value(self, shape: Shape, json: JsonRules) -> str:
         """From the string attribute's value to the closing tag: `true">raw</...>` or `false">json</...>`."""
         raw, others = [], []
-        options = json.arguments.alternatives(shape)
+        options = json.schema.alternatives(shape)
         if not options:
             raise UnsupportedSchemaError("a parameter has a schema that nothing can satisfy; loosen the schema")
         for option in options:

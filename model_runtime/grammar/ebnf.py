@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Sequence
 from v32.model_runtime.errors import UnsupportedSchemaError
 from v32.model_runtime.grammar.numbers import ANY_NUMBER, number_expression
 from v32.model_runtime.grammar.schema import (
-    ArgumentsShape,
     Array,
     Literals,
     Member,
     Number,
     Object,
     Reference,
+    SchemaShape,
     Shape,
     Text,
     canonical_json,
@@ -74,11 +74,11 @@ def any_of(parts: Sequence[str]) -> str:
 
 
 class JsonRules:
-    """Expressions for the JSON of one tool's shapes; `forbidden` never appears, inside strings neither."""
+    """Expressions for the JSON of one schema's shapes; `forbidden` never appears, inside strings neither."""
 
-    def __init__(self, rules: Rules, arguments: ArgumentsShape, forbidden: Sequence[str]) -> None:
+    def __init__(self, rules: Rules, schema: SchemaShape, forbidden: Sequence[str]) -> None:
         self.rules = rules
-        self.arguments = arguments
+        self.schema = schema
         self.forbidden = tuple(forbidden)
         self.escape = rules.add("escape", '["\\\\bfnrt] | "u00" ("0" [0-7be-f] | "1" [0-9a-f])')
         self.string_body = rules.text("chars", ('"', *self.forbidden, *_CONTROLS), escape=("\\", self.escape))
@@ -89,7 +89,7 @@ class JsonRules:
         """An expression for the JSON of a shape."""
         if isinstance(shape, Reference):
             return self.reference(shape)
-        options = self.arguments.alternatives(shape)
+        options = self.schema.alternatives(shape)
         if not options:
             raise UnsupportedSchemaError("a required value has a schema that nothing can satisfy; loosen the schema")
         return any_of([self.alternative(option) for option in options])
@@ -115,7 +115,7 @@ class JsonRules:
         if shape.pointer not in self._references:
             name = self.rules.reserve("def")
             self._references[shape.pointer] = name
-            options = self.arguments.alternatives(shape)
+            options = self.schema.alternatives(shape)
             if not options:
                 raise UnsupportedSchemaError(f"$ref {shape.pointer!r} leads only to itself; give it a type")
             self.rules.define(name, any_of([self.alternative(option) for option in options]))
@@ -158,19 +158,23 @@ class JsonRules:
 
     def other_key(self, members: Sequence[Member]) -> str:
         """A JSON key that is none of the members'."""
+        if not members:
+            return self.string
         names = [canonical_json(m.name)[1:-1] for m in members]
         escaped = f'"\\\\" {self.escape} {self.string_body}'
         words = [name for name in names if "\\" not in name]
         stop = _JSON_CHAR + "".join(part[0] for part in self.forbidden)
-        return f'"\\"" {other_text(self.rules, words, stop, self.string_body, [escaped])} "\\""'
+        other = other_text(self.rules, words, stop, self.string_body, [escaped])
+        return f'"\\"" {other if "" in names else any_of([other, EMPTY])} "\\""'
 
     def checked(self, text: str) -> str:
         for part in self.forbidden:
             if part in text:
-                raise UnsupportedSchemaError(f"{text!r} holds {part!r}, which no tool call can carry; rename it")
+                raise UnsupportedSchemaError(f"{text!r} holds {part!r}, which the model cannot write; rename it")
         return text
 
 
+EMPTY = '""'
 _JSON_CHAR = '"\\\\\\x00-\\x1f'
 
 

@@ -96,11 +96,11 @@ Shape = AnyValue | Literals | Text | Number | Array | Object | Either | Referenc
 NOTHING = Either()
 
 
-@dataclass(frozen=True, slots=True)
-class ArgumentsShape:
-    """The arguments of one tool. `loosened` lists `path: keyword` for all that only the validator checks."""
+@dataclass(frozen=True)
+class SchemaShape:
+    """What one schema allows. `loosened` lists `path: keyword` for all that only the validator checks."""
 
-    options: tuple[Object, ...]
+    options: tuple[Shape, ...]
     definitions: Mapping[str, Shape] = field(default_factory=dict)
     loosened: tuple[str, ...] = ()
 
@@ -108,9 +108,16 @@ class ArgumentsShape:
         return list(_alternatives(shape, self.definitions, set()))
 
 
+@dataclass(frozen=True)
+class ArgumentsShape(SchemaShape):
+    """The arguments of one tool: an object in any case."""
+
+    options: tuple[Object, ...]
+
+
 def read_arguments(tool: str, schema: Mapping[str, Any]) -> ArgumentsShape:
     """The shape of a tool's arguments; `UnsupportedSchemaError` if no call of the tool could be written."""
-    reader = _Reader(tool, schema)
+    reader = _Reader(f"tool {tool!r}", schema)
     top = dict(schema)
     if not top.keys() & (_OPEN | {"properties"}):
         top.setdefault("properties", {})
@@ -120,6 +127,15 @@ def read_arguments(tool: str, schema: Mapping[str, Any]) -> ArgumentsShape:
     if not objects or not all(isinstance(option, Object) for option in objects):
         raise reader.error("", "the arguments of a tool are an object; let the schema be of type object")
     return ArgumentsShape(objects, reader.definitions, tuple(dict.fromkeys(reader.loosened)))  # type: ignore[arg-type]
+
+
+def read_answer(schema: Mapping[str, Any]) -> SchemaShape:
+    """The shape of an answer in JSON; `UnsupportedSchemaError` if none could be written."""
+    reader = _Reader("response_format", schema)
+    options = tuple(_alternatives(reader.read(schema, ""), reader.definitions, set()))
+    if not options:
+        raise reader.error("", "no answer can satisfy it; loosen the schema")
+    return SchemaShape(options, reader.definitions, tuple(dict.fromkeys(reader.loosened)))
 
 
 def canonical_json(value: Any) -> str:
@@ -171,14 +187,14 @@ _TYPES = ("string", "integer", "number", "boolean", "null", "array", "object")
 class _Reader:
     """Reads one schema; gathers the definitions it refers to and what it had to loosen."""
 
-    def __init__(self, tool: str, root: Mapping[str, Any]) -> None:
-        self.tool = tool
+    def __init__(self, owner: str, root: Mapping[str, Any]) -> None:
+        self.owner = owner
         self.root = root
         self.definitions: dict[str, Shape] = {}
         self.loosened: list[str] = []
 
     def error(self, path: str, reason: str) -> UnsupportedSchemaError:
-        return UnsupportedSchemaError(f"tool {self.tool!r}, schema at {path or '/'}: {reason}")
+        return UnsupportedSchemaError(f"{self.owner}, schema at {path or '/'}: {reason}")
 
     def loosen(self, path: str, keyword: str) -> None:
         self.loosened.append(f"{path or '/'}: {keyword}")

@@ -5,7 +5,8 @@ In a server's vocabulary every control token is its text, so text that spells on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from v32.model_runtime.encoding import ChatTokenizer
 from v32.model_runtime.errors import GeneratorError
@@ -37,6 +38,7 @@ class ServerConstraintCompiler:
         thinking_mode: ThinkingMode = "thinking",
         *,
         parallel_calls: bool = True,
+        answer_schema: Mapping[str, Any] | None = None,
     ) -> ServerConstraint:
         """`UnsupportedSchemaError` names the tool whose calls cannot be written, or the unknown tool choice."""
         grammar = completion_grammar(
@@ -45,6 +47,7 @@ class ServerConstraintCompiler:
             thinking_mode,
             f"Token({self.tokenizer.think_close_id})",
             parallel_calls=parallel_calls,
+            answer_schema=answer_schema,
             forbidden=self.tokenizer.dialect.role_markers,
             dialect=self.tokenizer.dialect,
         )

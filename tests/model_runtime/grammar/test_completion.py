@@ -125,7 +125,7 @@ def test_a_marker_that_is_one_token(single: ConstraintCompiler, deepseek: Constr
         ([], "required", "no tools are offered"),
         ([tool({}, name='a"b')], "auto", "tool name"),
         ([tool({"a｜DSML｜b": {}})], "auto", "parameter name"),
-        ([tool({"a": {"enum": ["</｜DSML｜parameter>"]}})], "auto", "which no tool call can carry"),
+        ([tool({"a": {"enum": ["</｜DSML｜parameter>"]}})], "auto", "which the model cannot write"),
         ([tool({"a": {"type": "strnig"}})], "auto", "unknown type 'strnig'"),
         ([tool({"a": {"$ref": "#/$defs/no"}})], "auto", "points to nothing"),
         ([tool({"a": False}, ["a"])], "auto", "the arguments of a tool are an object"),
