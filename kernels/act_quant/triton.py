@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from v32.kernels.triton_support.codes import quantize_blocks
-from v32.kernels.triton_support.gpu import Gpu, Pointer, Scalar, gpu_of
+from v32.kernels.triton_support.gpu import Gpu, gpu_of
 
 BLOCKS_A_PROGRAM = 8
 
@@ -36,12 +36,12 @@ def act_quant(x: Tensor, block: int, ue8m0: bool, gpu: Gpu | None = None) -> tup
 
 @triton.jit
 def _act_quant(
-    x_ptr: Pointer,
-    codes_ptr: Pointer,
-    scales_ptr: Pointer,
-    width: Scalar,
-    num_blocks: Scalar,
-    x_stride: Scalar,
+    x_ptr: tl.tensor,
+    codes_ptr: tl.tensor,
+    scales_ptr: tl.tensor,
+    width: tl.tensor,
+    num_blocks: tl.tensor,
+    x_stride: tl.tensor,
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
     UE8M0: tl.constexpr,

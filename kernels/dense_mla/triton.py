@@ -1,4 +1,4 @@
-"""Latent attention over all visible positions on a GPU: absorbed as in `sparse_mla`, and expanded as flash attention."""
+"""Latent attention over all visible positions on a GPU: absorbed as `sparse_mla`, or expanded as flash attention."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from v32.kernels.sparse_mla.triton import attend
-from v32.kernels.triton_support.gpu import Gpu, Pointer, Scalar, gpu_of
+from v32.kernels.triton_support.gpu import Gpu, gpu_of
 
 
 def dense_mla(
@@ -73,30 +73,30 @@ def _chosen(indices: Tensor, num_keys: int) -> Tensor:
 
 @triton.jit
 def _expanded(
-    q_nope_ptr: Pointer,
-    q_pe_ptr: Pointer,
-    k_nope_ptr: Pointer,
-    k_pe_ptr: Pointer,
-    v_ptr: Pointer,
-    visible_ptr: Pointer,
-    chosen_ptr: Pointer,
-    out_ptr: Pointer,
-    scale_log2: Scalar,
-    num_queries: Scalar,
-    num_keys: Scalar,
-    num_heads: Scalar,
-    nope_width: Scalar,
-    rope_width: Scalar,
-    v_width: Scalar,
-    q_nope_token_stride: Scalar,
-    q_nope_head_stride: Scalar,
-    q_pe_token_stride: Scalar,
-    q_pe_head_stride: Scalar,
-    k_nope_token_stride: Scalar,
-    k_nope_head_stride: Scalar,
-    k_pe_stride: Scalar,
-    v_token_stride: Scalar,
-    v_head_stride: Scalar,
+    q_nope_ptr: tl.tensor,
+    q_pe_ptr: tl.tensor,
+    k_nope_ptr: tl.tensor,
+    k_pe_ptr: tl.tensor,
+    v_ptr: tl.tensor,
+    visible_ptr: tl.tensor,
+    chosen_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    scale_log2: tl.tensor,
+    num_queries: tl.tensor,
+    num_keys: tl.tensor,
+    num_heads: tl.tensor,
+    nope_width: tl.tensor,
+    rope_width: tl.tensor,
+    v_width: tl.tensor,
+    q_nope_token_stride: tl.tensor,
+    q_nope_head_stride: tl.tensor,
+    q_pe_token_stride: tl.tensor,
+    q_pe_head_stride: tl.tensor,
+    k_nope_token_stride: tl.tensor,
+    k_nope_head_stride: tl.tensor,
+    k_pe_stride: tl.tensor,
+    v_token_stride: tl.tensor,
+    v_head_stride: tl.tensor,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     NOPE: tl.constexpr,

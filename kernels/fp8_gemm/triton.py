@@ -18,7 +18,7 @@ from torch import Tensor
 
 from v32.kernels.act_quant.triton import act_quant
 from v32.kernels.triton_support.codes import decode_e4m3
-from v32.kernels.triton_support.gpu import Gpu, Pointer, Scalar, gpu_of
+from v32.kernels.triton_support.gpu import Gpu, gpu_of
 
 BLOCK = 128
 
@@ -81,15 +81,15 @@ def quantized(rows: Tensor, act_scale_fmt: str | None, gpu: Gpu) -> tuple[Tensor
 
 @triton.jit
 def _fp8_gemm(
-    x_ptr: Pointer,
-    x_scale_ptr: Pointer,
-    weight_ptr: Pointer,
-    weight_scale_ptr: Pointer,
-    y_ptr: Pointer,
-    num_tokens: Scalar,
-    num_rows: Scalar,
-    width: Scalar,
-    x_stride: Scalar,
+    x_ptr: tl.tensor,
+    x_scale_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    weight_scale_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    num_tokens: tl.tensor,
+    num_rows: tl.tensor,
+    width: tl.tensor,
+    x_stride: tl.tensor,
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     SWAPPED: tl.constexpr,
@@ -124,13 +124,13 @@ def _fp8_gemm(
 
 @triton.jit
 def scaled_product(
-    x_rows: Pointer,
-    x_scales: Pointer,
-    is_token: Pointer,
-    weight_rows: Pointer,
-    weight_scales: Pointer,
-    is_row: Pointer,
-    width: Scalar,
+    x_rows: tl.tensor,
+    x_scales: tl.tensor,
+    is_token: tl.tensor,
+    weight_rows: tl.tensor,
+    weight_scales: tl.tensor,
+    is_row: tl.tensor,
+    width: tl.tensor,
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     SWAPPED: tl.constexpr,
@@ -138,7 +138,7 @@ def scaled_product(
     W_CODES: tl.constexpr,
     NATIVE: tl.constexpr,
     EVEN_K: tl.constexpr,
-) -> Pointer:
+) -> tl.tensor:
     """x Wᵀ over all of K in float32, [TOKENS, ROWS]; [ROWS, TOKENS] if SWAPPED.
 
     x_rows, x_scales, weight_rows: pointers to the starts of the rows; weight_scales: pointer to the scales of the one

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from v32.kernels.triton_support.gpu import Gpu, Pointer, Scalar, gpu_of
+from v32.kernels.triton_support.gpu import Gpu, gpu_of
 
 ELEMENTS_A_PROGRAM = 4096
 
@@ -34,11 +34,11 @@ def hadamard(x: Tensor, gpu: Gpu | None = None) -> Tensor:
 
 @triton.jit
 def _hadamard(
-    x_ptr: Pointer,
-    y_ptr: Pointer,
-    num_rows: Scalar,
-    x_stride: Scalar,
-    factor: Scalar,
+    x_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    num_rows: tl.tensor,
+    x_stride: tl.tensor,
+    factor: tl.tensor,
     SIZE: tl.constexpr,
     LOG2_SIZE: tl.constexpr,
     ROWS: tl.constexpr,

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from v32.kernels.triton_support.codes import decode_e4m3
-from v32.kernels.triton_support.gpu import Gpu, Pointer, Scalar, gpu_of
+from v32.kernels.triton_support.gpu import Gpu, gpu_of
 
 QUERIES_A_PROGRAM = 32
 
@@ -95,20 +95,20 @@ def _launch(
 
 @triton.jit
 def _index_score(
-    q_ptr: Pointer,
-    k_ptr: Pointer,
-    weights_ptr: Pointer,
-    k_scale_ptr: Pointer,
-    block_table_ptr: Pointer,
-    visible_ptr: Pointer,
-    scores_ptr: Pointer,
-    num_queries: Scalar,
-    num_keys: Scalar,
-    num_heads: Scalar,
-    width: Scalar,
-    batch_stride: Scalar,
-    key_stride: Scalar,
-    table_stride: Scalar,
+    q_ptr: tl.tensor,
+    k_ptr: tl.tensor,
+    weights_ptr: tl.tensor,
+    k_scale_ptr: tl.tensor,
+    block_table_ptr: tl.tensor,
+    visible_ptr: tl.tensor,
+    scores_ptr: tl.tensor,
+    num_queries: tl.tensor,
+    num_keys: tl.tensor,
+    num_heads: tl.tensor,
+    width: tl.tensor,
+    batch_stride: tl.tensor,
+    key_stride: tl.tensor,
+    table_stride: tl.tensor,
     KEYS: tl.constexpr,
     QUERIES: tl.constexpr,
     HEADS: tl.constexpr,

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from v32.kernels.triton_support.codes import quantize_blocks
-from v32.kernels.triton_support.gpu import Gpu, Pointer, Scalar, gpu_of
+from v32.kernels.triton_support.gpu import Gpu, gpu_of
 
 
 def kv_append(records: Tensor, slot_mapping: Tensor, latent: Tensor, k_pe: Tensor, gpu: Gpu | None = None) -> None:
@@ -30,15 +30,15 @@ def kv_append(records: Tensor, slot_mapping: Tensor, latent: Tensor, k_pe: Tenso
 
 @triton.jit
 def _kv_append(
-    records_ptr: Pointer,
-    slots_ptr: Pointer,
-    latent_ptr: Pointer,
-    k_pe_ptr: Pointer,
-    width: Scalar,
-    rope_width: Scalar,
-    record_stride: Scalar,
-    latent_stride: Scalar,
-    k_pe_stride: Scalar,
+    records_ptr: tl.tensor,
+    slots_ptr: tl.tensor,
+    latent_ptr: tl.tensor,
+    k_pe_ptr: tl.tensor,
+    width: tl.tensor,
+    rope_width: tl.tensor,
+    record_stride: tl.tensor,
+    latent_stride: tl.tensor,
+    k_pe_stride: tl.tensor,
     BLOCKS: tl.constexpr,
     ROPE_BLOCK: tl.constexpr,
     FP8: tl.constexpr,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from v32.kernels.fp8_gemm.triton import BLOCK, quantized, scaled_product, tile_for
 from v32.kernels.swiglu.triton import swiglu
-from v32.kernels.triton_support.gpu import Gpu, Pointer, Scalar, gpu_of
+from v32.kernels.triton_support.gpu import Gpu, gpu_of
 
 if TYPE_CHECKING:
     from v32.kernels.moe_experts import ExpertWeights
@@ -137,20 +137,20 @@ def _addresses(tensors: Sequence[Tensor | None], device: torch.device) -> Tensor
 
 @triton.jit
 def _grouped_gemm(
-    x_ptr: Pointer,
-    x_scale_ptr: Pointer,
-    weight_table_ptr: Pointer,
-    scale_table_ptr: Pointer,
-    y_ptr: Pointer,
-    pairs_ptr: Pointer,
-    expert_ptr: Pointer,
-    start_ptr: Pointer,
-    end_ptr: Pointer,
-    num_experts: Scalar,
-    num_rows: Scalar,
-    width: Scalar,
-    x_stride: Scalar,
-    rows_a_token: Scalar,
+    x_ptr: tl.tensor,
+    x_scale_ptr: tl.tensor,
+    weight_table_ptr: tl.tensor,
+    scale_table_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    pairs_ptr: tl.tensor,
+    expert_ptr: tl.tensor,
+    start_ptr: tl.tensor,
+    end_ptr: tl.tensor,
+    num_experts: tl.tensor,
+    num_rows: tl.tensor,
+    width: tl.tensor,
+    x_stride: tl.tensor,
+    rows_a_token: tl.tensor,
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     SWAPPED: tl.constexpr,
@@ -207,10 +207,10 @@ def _grouped_gemm(
 
 @triton.jit
 def _weighted_sum(
-    out_ptr: Pointer,
-    weights_ptr: Pointer,
-    y_ptr: Pointer,
-    width: Scalar,
+    out_ptr: tl.tensor,
+    weights_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    width: tl.tensor,
     TOP_K: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:

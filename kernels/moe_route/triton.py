@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from v32.kernels.triton_support.gpu import Gpu, Pointer, Scalar, gpu_of
+from v32.kernels.triton_support.gpu import Gpu, gpu_of
 
 
 def moe_route(
@@ -43,11 +43,11 @@ def moe_route(
 
 @triton.jit
 def _moe_route(
-    logits_ptr: Pointer,
-    bias_ptr: Pointer,
-    weights_ptr: Pointer,
-    indices_ptr: Pointer,
-    group_size: Scalar,
+    logits_ptr: tl.tensor,
+    bias_ptr: tl.tensor,
+    weights_ptr: tl.tensor,
+    indices_ptr: tl.tensor,
+    group_size: tl.tensor,
     TOP_K: tl.constexpr,
     TOP_K_BLOCK: tl.constexpr,
     N_GROUP: tl.constexpr,

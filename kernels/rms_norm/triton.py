@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from v32.kernels.triton_support.codes import quantize_blocks
-from v32.kernels.triton_support.gpu import Gpu, Pointer, Scalar, gpu_of
+from v32.kernels.triton_support.gpu import Gpu, gpu_of
 
 QUANT_BLOCK = 128
 
@@ -69,16 +69,16 @@ def _launch(
 
 @triton.jit
 def _rms_norm(
-    x_ptr: Pointer,
-    residual_ptr: Pointer,
-    weight_ptr: Pointer,
-    out_ptr: Pointer,
-    total_ptr: Pointer,
-    scales_ptr: Pointer,
-    width: Scalar,
-    num_blocks: Scalar,
-    x_stride: Scalar,
-    eps: Scalar,
+    x_ptr: tl.tensor,
+    residual_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    total_ptr: tl.tensor,
+    scales_ptr: tl.tensor,
+    width: tl.tensor,
+    num_blocks: tl.tensor,
+    x_stride: tl.tensor,
+    eps: tl.tensor,
     BLOCK: tl.constexpr,
     ADD: tl.constexpr,
     QUANT: tl.constexpr,

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from v32.kernels.triton_support.gpu import Gpu, Pointer, Scalar, gpu_of
+from v32.kernels.triton_support.gpu import Gpu, gpu_of
 
 HEADS_A_PROGRAM = 16
 
@@ -33,14 +33,14 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, gpu: Gpu | None
 
 @triton.jit
 def _rope(
-    x_ptr: Pointer,
-    cos_ptr: Pointer,
-    sin_ptr: Pointer,
-    y_ptr: Pointer,
-    num_heads: Scalar,
-    half: Scalar,
-    x_token_stride: Scalar,
-    x_head_stride: Scalar,
+    x_ptr: tl.tensor,
+    cos_ptr: tl.tensor,
+    sin_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    num_heads: tl.tensor,
+    half: tl.tensor,
+    x_token_stride: tl.tensor,
+    x_head_stride: tl.tensor,
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
     INTERLEAVED: tl.constexpr,

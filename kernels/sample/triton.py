@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from v32.kernels.topk_select.triton import _sortable
-from v32.kernels.triton_support.gpu import Gpu, Pointer, Scalar, gpu_of
+from v32.kernels.triton_support.gpu import Gpu, gpu_of
 
 
 def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, uniforms: Tensor, gpu: Gpu | None = None) -> Tensor:
@@ -37,19 +37,19 @@ def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, uniforms: Tensor,
 
 
 @triton.jit
-def _masses(logits: Pointer, best: Scalar, inverse_temperature: Scalar) -> Pointer:
+def _masses(logits: tl.tensor, best: tl.tensor, inverse_temperature: tl.tensor) -> tl.tensor:
     return (tl.exp((logits - best) * inverse_temperature) * 1099511627776.0).to(tl.int64)
 
 
 @triton.jit
 def _search(
-    logits_ptr: Pointer,
-    vocab_size: Scalar,
-    best: Scalar,
-    inverse_temperature: Scalar,
-    goal: Scalar,
+    logits_ptr: tl.tensor,
+    vocab_size: tl.tensor,
+    best: tl.tensor,
+    inverse_temperature: tl.tensor,
+    goal: tl.tensor,
     BLOCK: tl.constexpr,
-) -> Pointer:
+) -> tl.tensor:
     """The largest key such that the tokens of it and of larger keys reach `goal`, and the mass of the larger ones."""
     lane, digits = tl.arange(0, BLOCK), tl.arange(0, 16)
     key = tl.full((), 0, tl.uint32)
@@ -73,13 +73,13 @@ def _search(
 
 @triton.jit
 def _sample(
-    logits_ptr: Pointer,
-    temperature_ptr: Pointer,
-    top_p_ptr: Pointer,
-    uniforms_ptr: Pointer,
-    ids_ptr: Pointer,
-    vocab_size: Scalar,
-    stride: Scalar,
+    logits_ptr: tl.tensor,
+    temperature_ptr: tl.tensor,
+    top_p_ptr: tl.tensor,
+    uniforms_ptr: tl.tensor,
+    ids_ptr: tl.tensor,
+    vocab_size: tl.tensor,
+    stride: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
@@ -125,13 +125,13 @@ def _sample(
 
 @triton.jit
 def _mass_of(
-    logits_ptr: Pointer,
-    vocab_size: Scalar,
-    best: Scalar,
-    inverse_temperature: Scalar,
-    key: Scalar,
+    logits_ptr: tl.tensor,
+    vocab_size: tl.tensor,
+    best: tl.tensor,
+    inverse_temperature: tl.tensor,
+    key: tl.tensor,
     BLOCK: tl.constexpr,
-) -> Pointer:
+) -> tl.tensor:
     """The mass of one token with this key."""
     lane = tl.arange(0, BLOCK)
     mass = tl.full((), 1, tl.int64)

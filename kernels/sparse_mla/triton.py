@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from v32.kernels.triton_support.codes import decode_e4m3
-from v32.kernels.triton_support.gpu import Gpu, Pointer, Scalar, gpu_of
+from v32.kernels.triton_support.gpu import Gpu, gpu_of
 
 HEADS_A_PROGRAM = 16
 MAX_SPLITS = 16
@@ -63,8 +63,8 @@ def attend(
     width_block = max(triton.next_power_of_2(width), 16)
     splits = num_splits(num_tokens, num_keys)
     keys_block = 16 if q_latent.dtype == torch.float32 else 32
-    # Half of the values a program keeps the accumulator out of local memory where the codes are decoded as well.
-    value_block = width_block // 2 if width_block >= 512 else width_block
+    # One program takes all values, so that 16 heads read each record once; on AMD the accumulator would be spilled.
+    value_block = width_block // 2 if gpu.is_amd and width_block >= 512 else width_block
     out = torch.empty(num_tokens, num_heads, width, dtype=q_latent.dtype, device=q_latent.device)
     partial, mass = out, out
     if splits > 1:
@@ -110,8 +110,17 @@ def num_splits(num_tokens: int, num_keys: int) -> int:
 
 
 @triton.jit
-def _latents(latent_ptr: Pointer, row: Pointer, column: Pointer, stride: Scalar, width: Scalar, is_key: Pointer,
-             KIND: tl.constexpr, RECORDS: tl.constexpr, NATIVE: tl.constexpr) -> Pointer:  # fmt: skip
+def _latents(
+    latent_ptr: tl.tensor,
+    row: tl.tensor,
+    column: tl.tensor,
+    stride: tl.tensor,
+    width: tl.tensor,
+    is_key: tl.tensor,
+    KIND: tl.constexpr,
+    RECORDS: tl.constexpr,
+    NATIVE: tl.constexpr,
+) -> tl.tensor:
     """A tile [KEYS, columns] of latents in `KIND`."""
     inside = is_key[:, None] & (column < width)[None, :]
     tile = tl.load(latent_ptr + row[:, None] * stride + column[None, :], mask=inside, other=0)
@@ -133,24 +142,24 @@ def _latents(latent_ptr: Pointer, row: Pointer, column: Pointer, stride: Scalar,
 
 @triton.jit
 def _attend(
-    q_ptr: Pointer,
-    q_pe_ptr: Pointer,
-    latent_ptr: Pointer,
-    k_pe_ptr: Pointer,
-    select_ptr: Pointer,
-    out_ptr: Pointer,
-    mass_ptr: Pointer,
-    scale_log2: Scalar,
-    num_heads: Scalar,
-    num_keys: Scalar,
-    width: Scalar,
-    rope_width: Scalar,
-    q_token_stride: Scalar,
-    q_head_stride: Scalar,
-    q_pe_token_stride: Scalar,
-    q_pe_head_stride: Scalar,
-    latent_stride: Scalar,
-    k_pe_stride: Scalar,
+    q_ptr: tl.tensor,
+    q_pe_ptr: tl.tensor,
+    latent_ptr: tl.tensor,
+    k_pe_ptr: tl.tensor,
+    select_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    mass_ptr: tl.tensor,
+    scale_log2: tl.tensor,
+    num_heads: tl.tensor,
+    num_keys: tl.tensor,
+    width: tl.tensor,
+    rope_width: tl.tensor,
+    q_token_stride: tl.tensor,
+    q_head_stride: tl.tensor,
+    q_pe_token_stride: tl.tensor,
+    q_pe_head_stride: tl.tensor,
+    latent_stride: tl.tensor,
+    k_pe_stride: tl.tensor,
     HEADS: tl.constexpr,
     KEYS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -226,12 +235,12 @@ def _attend(
 
 @triton.jit
 def _merge(
-    partial_ptr: Pointer,
-    mass_ptr: Pointer,
-    out_ptr: Pointer,
-    num_tokens: Scalar,
-    num_heads: Scalar,
-    width: Scalar,
+    partial_ptr: tl.tensor,
+    mass_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    num_tokens: tl.tensor,
+    num_heads: tl.tensor,
+    width: tl.tensor,
     SPLITS: tl.constexpr,
     WIDTH: tl.constexpr,
 ) -> None:

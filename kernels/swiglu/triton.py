@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from v32.kernels.triton_support.codes import quantize_blocks
-from v32.kernels.triton_support.gpu import Gpu, Pointer, Scalar, gpu_of
+from v32.kernels.triton_support.gpu import Gpu, gpu_of
 
 BLOCK = 128
 BLOCKS_A_PROGRAM = 8
@@ -49,14 +49,14 @@ def _launch(gate: Tensor, up: Tensor, out: Tensor, scales: Tensor | None, ue8m0:
 
 @triton.jit
 def _swiglu(
-    gate_ptr: Pointer,
-    up_ptr: Pointer,
-    out_ptr: Pointer,
-    scales_ptr: Pointer,
-    width: Scalar,
-    num_blocks: Scalar,
-    gate_stride: Scalar,
-    up_stride: Scalar,
+    gate_ptr: tl.tensor,
+    up_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    scales_ptr: tl.tensor,
+    width: tl.tensor,
+    num_blocks: tl.tensor,
+    gate_stride: tl.tensor,
+    up_stride: tl.tensor,
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
     QUANT: tl.constexpr,

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from v32.kernels.triton_support.gpu import Gpu, Pointer, Scalar, gpu_of
+from v32.kernels.triton_support.gpu import Gpu, gpu_of
 
 WORDS_A_PROGRAM = 64
 
@@ -30,12 +30,12 @@ def token_mask(logits: Tensor, bitmask: Tensor, gpu: Gpu | None = None) -> Tenso
 
 @triton.jit
 def _token_mask(
-    logits_ptr: Pointer,
-    bitmask_ptr: Pointer,
-    masked_ptr: Pointer,
-    vocab_size: Scalar,
-    num_words: Scalar,
-    stride: Scalar,
+    logits_ptr: tl.tensor,
+    bitmask_ptr: tl.tensor,
+    masked_ptr: tl.tensor,
+    vocab_size: tl.tensor,
+    num_words: tl.tensor,
+    stride: tl.tensor,
     WORDS: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)

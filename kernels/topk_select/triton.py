@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from v32.kernels.triton_support.gpu import Gpu, Pointer, Scalar, gpu_of
+from v32.kernels.triton_support.gpu import Gpu, gpu_of
 
 
 def topk_select(scores: Tensor, k: int, visible: Tensor, ordered: bool, gpu: Gpu | None = None) -> Tensor:
@@ -42,7 +42,7 @@ def _best_first(scores: Tensor, positions: Tensor) -> Tensor:
 
 
 @triton.jit
-def _sortable(x: Pointer) -> Pointer:
+def _sortable(x: tl.tensor) -> tl.tensor:
     """float32 -> uint32 of the same order."""
     x = tl.where(x == x, x, float("-inf"))
     bits = tl.where(x == 0.0, 0.0, x).to(tl.uint32, bitcast=True)
@@ -51,12 +51,12 @@ def _sortable(x: Pointer) -> Pointer:
 
 @triton.jit
 def _topk_select(
-    scores_ptr: Pointer,
-    visible_ptr: Pointer,
-    positions_ptr: Pointer,
-    num_positions: Scalar,
-    stride: Scalar,
-    k: Scalar,
+    scores_ptr: tl.tensor,
+    visible_ptr: tl.tensor,
+    positions_ptr: tl.tensor,
+    num_positions: tl.tensor,
+    stride: tl.tensor,
+    k: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)

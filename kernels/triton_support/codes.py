@@ -9,18 +9,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from v32.kernels.triton_support.gpu import Pointer
-
 
 @triton.jit
-def decode_e4m3(codes: Pointer) -> Pointer:
+def decode_e4m3(codes: tl.tensor) -> tl.tensor:
     """uint8 codes -> float16, exactly value / 256."""
     wide = codes.to(tl.uint16)
     return (((wide & 0x80) << 8) | ((wide & 0x7F) << 7)).to(tl.float16, bitcast=True)
 
 
 @triton.jit
-def encode_e4m3(x: Pointer) -> Pointer:
+def encode_e4m3(x: tl.tensor) -> tl.tensor:
     """float32 -> uint8 codes, to nearest even, saturating at ±448."""
     x = tl.minimum(tl.maximum(x, -448.0), 448.0)
     bits = x.to(tl.uint32, bitcast=True)
@@ -33,7 +31,7 @@ def encode_e4m3(x: Pointer) -> Pointer:
 
 
 @triton.jit
-def quantize_blocks(x: Pointer, UE8M0: tl.constexpr) -> Pointer:
+def quantize_blocks(x: tl.tensor, UE8M0: tl.constexpr) -> tl.tensor:
     """x float32 [G, B] -> codes uint8 [G, B], scales float32 [G]: one scale for each row of the tile."""
     scale = tl.maximum(tl.max(tl.abs(x), 1), 1e-4) * 0.002232142857142857  # 1 / 448
     if UE8M0:

@@ -14,11 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Pointer = Any
-"""A kernel parameter that receives a tensor."""
-Scalar = Any
-"""A kernel parameter that receives a number."""
-
 
 @dataclass(frozen=True)
 class Gpu:
