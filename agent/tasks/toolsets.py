@@ -32,11 +32,11 @@ SPECIAL_DESCRIPTIONS = {
 def random_toolset(random: Random) -> Toolset:
     """Search and Python most of the time; sometimes one of them, record tools, or nothing."""
     draw = random.random()
-    if draw < 0.35:
-        return Toolset(tuple(random.sample(("search", "python"), 2)))
     if draw < 0.40:
+        return Toolset(tuple(random.sample(("search", "python"), 2)))
+    if draw < 0.44:
         return Toolset(random.choice((("search",), ("python",), ("python", "bash"))))
-    if draw < 0.46:
+    if draw < 0.48:
         return Toolset(random.choice((("search", "open_page", "find", "python"), ("search", "python", "bash"))))
     if draw < 0.97:
         builtin = random.choice(((), (), (), ("python",), ("search", "python")))

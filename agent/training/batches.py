@@ -26,8 +26,8 @@ from v32.model_runtime.messages import ToolSpec
 IGNORED = -100
 POOL = 2
 """Batches drawn at a time; cutting the pool by length keeps padding low."""
-WEIGHTS = {"chat": 0.4, "own_tool": 2.0, "error_retry": 2.0, "not_found": 1.7}
-"""How often a kind is drawn; 1 where nothing is said. Reading the offered tools needs most practice."""
+WEIGHTS = {"chat": 0.6, "own_tool": 2.0, "error_retry": 2.0, "not_found": 2.0, "compare": 2.0, "two_hop": 1.5}
+"""How often a kind is drawn; 1 where nothing is said."""
 SEARCH_DEPTHS = (3, 3, 5)
 """Search results per call, one choice a batch."""
 
@@ -61,7 +61,7 @@ class Batches:
     def batch(self, number: int, *, first_lessons: bool = False) -> PackedBatch:
         """`first_lessons`: half the size, short kinds that are mostly copying, no tools preamble.
 
-        Batches of record tools have half the size too: what they teach is reading the preamble, one a batch."""
+        Batches of record tools have a quarter: what they teach is reading the preamble, one a batch."""
         random = Random(f"{self.split}-{self.seed}-{self.rank}-{number}")
         if self.toolless_kinds:
             return self._packed(random, Toolset(()), self.toolless_kinds, [self.tokenizer.bos_id], MAX_HITS, 1)
@@ -69,7 +69,7 @@ class Batches:
             return self._packed(random, Toolset(("search", "python")), FIRST_LESSONS, [self.tokenizer.bos_id], 3, 2)
         toolset, max_hits = random_toolset(random), random.choice(SEARCH_DEPTHS)
         prefix = preamble(specs_of(toolset, max_hits), self.tokenizer, random.choice(INSTRUCTIONS))
-        return self._packed(random, toolset, kinds_for(toolset), prefix, max_hits, 2 if toolset.records else 1)
+        return self._packed(random, toolset, kinds_for(toolset), prefix, max_hits, 4 if toolset.records else 1)
 
     def _packed(
         self,
