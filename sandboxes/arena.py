@@ -214,9 +214,11 @@ def _anonymous_bytes(pid: int) -> int:
 
 
 def _kernel_memory() -> int:
-    """Shared memory of any kind and unreclaimable kernel objects, of the whole machine."""
+    """Shared memory of any kind and what the kernel holds for itself (buffers, tables, locks), of the whole machine."""
     lines = dict(line.split(b":") for line in _read("/proc/meminfo").splitlines() if b":" in line)
-    return sum(int(lines[name].split()[0]) << 10 for name in (b"Shmem", b"SUnreclaim"))
+    size = {name: int(text.split()[0]) << 10 for name, text in lines.items()}
+    others = sum(size.get(name, 0) for name in (b"MemFree", b"Buffers", b"Cached", b"SwapCached", b"AnonPages"))
+    return size[b"Shmem"] + size[b"MemTotal"] - others - size[b"SReclaimable"]
 
 
 def _read(path: str) -> bytes:

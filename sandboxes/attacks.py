@@ -7,6 +7,7 @@ and tokenizer, for the sandbox only carries bytes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -285,13 +286,55 @@ async def _wall_over(turn: _Round) -> str:
 
 
 async def _followup_fails(turn: _Round) -> str:
-    answer = await turn.sandbox.run_python("6*7")
-    return "" if answer.value == "42" else f"the next cell gave {answer.value!r} ({answer.status})"
+    return await _answers_wrongly(turn, "6*7", "42")
 
 
 async def _followup_forged(turn: _Round) -> str:
-    answer = await turn.sandbox.run_python(turn.check["code"])
-    return "" if answer.value == turn.check["expect"] else f"the next cell gave {answer.value!r}"
+    return await _answers_wrongly(turn, turn.check["code"], turn.check["expect"])
+
+
+async def _answers_wrongly(turn: _Round, code: str, expected: str) -> str:
+    """A cell that has one right answer."""
+    try:
+        answer = await turn.sandbox.run_python(code)
+    except SandboxError as error:
+        return f"there was no next cell: {error}"
+    return "" if answer.value == expected else f"the next cell gave {answer.value!r} ({answer.status})"
+
+
+async def _reset_forged(turn: _Round) -> str:
+    with contextlib.suppress(SandboxError):  # then the next cell says so
+        await turn.sandbox.reset()
+    return await _followup_forged(turn)
+
+
+async def _checkpoint_forged(turn: _Round) -> str:
+    """Roll back, run the attack's code, roll back again: the variables must be there."""
+    saved = await turn.sandbox.checkpoint()
+    await turn.sandbox.rollback(saved)
+    turn.results.append(await turn.sandbox.run_python(turn.check["code"]))
+    try:
+        await turn.sandbox.rollback(saved)
+    except SandboxError as error:
+        return f"the checkpoint is gone: {error}"
+    return await _answers_wrongly(turn, "x", turn.check["expect"])
+
+
+async def _checkpoint_file(turn: _Round) -> str:
+    """A checkpoint, then a wiped workspace: no file may appear in it."""
+    with contextlib.suppress(SandboxError):  # a copy that does not answer as it should is no checkpoint
+        await turn.sandbox.checkpoint()
+    await turn.sandbox.reset(files="wipe")
+    return await _late_file(turn)
+
+
+async def _wipe_fails(turn: _Round) -> str:
+    try:
+        await turn.sandbox.reset(files="wipe")
+    except SandboxError as error:
+        return f"the workspace could not be emptied: {error}"
+    left = [entry.path for entry in await turn.sandbox.list_files()]
+    return f"{left[:3]!r} was left" if left else await _followup_fails(turn)
 
 
 async def _followup_stdout(turn: _Round) -> str:
@@ -392,6 +435,8 @@ CHECKS: dict[str, Check] = {
     "artefact_contains": _artefact_contains,
     "artefact_hang": _artefact_hang,
     "artefact_race": _artefact_race,
+    "checkpoint_file": _checkpoint_file,
+    "checkpoint_forged": _checkpoint_forged,
     "concurrent_marker": _concurrent_marker,
     "cpu_over": _cpu_over,
     "disk_over": _disk_over,
@@ -407,9 +452,11 @@ CHECKS: dict[str, Check] = {
     "mem_over": _mem_over,
     "procs_over": _procs_over,
     "rendered_contains": _rendered_contains,
+    "reset_forged": _reset_forged,
     "second_session_stdout": _second_session_stdout,
     "stdout_contains": _stdout_contains,
     "untar_then_host_file": _untar_then_host_file,
     "victim_dead": _victim_dead,
     "wall_over": _wall_over,
+    "wipe_fails": _wipe_fails,
 }

@@ -66,6 +66,7 @@ class Recipe:
     watchdog: bool = True
     rlimits: bool = True
     sweep: bool = True
+    guest: Path = GUEST
 
 
 @dataclass(frozen=True)
@@ -206,13 +207,8 @@ class _Opening:
         arguments += ["--ro-bind", "/proc/sys", "/proc/sys"] if recipe.read_only_sysctl else []
         arguments += ["--dev", "/dev", *self._storage()]
         for name in GUEST_FILES:
-            arguments += [
-                "--perms",
-                "0444",
-                "--file",
-                self._data(passed, (GUEST / name).read_bytes()),
-                f"/run/v32/{name}",
-            ]
+            content = self._data(passed, (recipe.guest / name).read_bytes())
+            arguments += ["--perms", "0444", "--file", content, f"/run/v32/{name}"]
         arguments += ["--remount-ro", "/dev", "--remount-ro", "/"] if recipe.read_only_root else []
         if recipe.seccomp:
             program = seccomp.build_filter(

@@ -25,7 +25,7 @@ import anyio
 from pydantic import Field
 
 from v32.sandboxes.errors import SandboxClosed, SandboxFileError
-from v32.sandboxes.sandbox import CellResult, ExecResult, Sandbox, SandboxPolicy
+from v32.sandboxes.sandbox import CellResult, ExecResult, FileEntry, Sandbox, SandboxPolicy
 from v32.tools.function_tool import FunctionTool
 from v32.tools.tool import Tool, ToolContext, ToolError, ToolOutput
 
@@ -165,7 +165,7 @@ def files_tools(session: CodeSession | Sandbox) -> list[Tool]:
     async def list_files(context: ToolContext) -> str:
         async with _sandbox(owner, context) as sandbox:
             entries = await sandbox.list_files()
-        lines = [f"{entry.path}/" if entry.is_dir else f"{entry.path} ({entry.size:,} bytes)" for entry in entries]
+        lines = [f"{_shown(entry.path)}/" if entry.is_dir else _with_size(entry) for entry in entries]
         return "\n".join(lines) or "(no files)"
 
     described: dict[Callable[..., Any], str] = {
@@ -273,6 +273,15 @@ async def _read_text(sandbox: Sandbox, path: str) -> str:
     if b"\0" in data:
         raise ToolError(f"{path} is not a text file ({len(data):,} bytes)")
     return data.decode("utf-8", errors="replace")
+
+
+def _with_size(entry: FileEntry) -> str:
+    return f"{_shown(entry.path)} ({entry.size:,} bytes)"
+
+
+def _shown(path: str) -> str:
+    """A name as it is, or quoted where it holds what could pass for another line or another file."""
+    return path if path.isprintable() and path == path.strip() else repr(path)
 
 
 def _decoded(data: bytes) -> str:

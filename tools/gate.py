@@ -24,9 +24,12 @@ _ESCAPE_SEQUENCE = re.compile(
 _LINE_END = re.compile(r"\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x9f"  # C0 but tab and newline, DEL, C1
-    "\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"  # soft hyphen, directions, zero width
-    "\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"  # byte order mark, annotations, tags, variation selectors 17-256
+    "\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"  # soft hyphen, directions, zero width
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0"  # joiners and fillers that show nothing
+    "\ufeff\ufff9-\ufffb\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"  # marks, annotations, tags, selectors 17-256
 )
+# A selector and a joiner act on what stands before them, as in emoji, Persian and Hindi; a row of them hides a message.
+_JOINER_ROW = re.compile("([\ufe00-\ufe0f][\u200c\u200d]|[\u200c\u200d\ufe00-\ufe0f])[\u200c\u200d\ufe00-\ufe0f]*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -44,6 +47,7 @@ def clean(text: str | bytes) -> str:
     text = _ESCAPE_SEQUENCE.sub("", text)
     text = _LINE_END.sub("\n", text)
     text = _INVISIBLE.sub("", text)
+    text = _JOINER_ROW.sub(r"\1", text)
     return _SURROGATE.sub("\ufffd", text)
 
 

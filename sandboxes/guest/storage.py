@@ -12,6 +12,7 @@ def used_bytes(directory: str) -> int:
 
 def empty(directory: str) -> None:
     """Delete everything below, without recursion: what lies deep is first moved to the top, under a name of our own."""
+    posix.chmod(directory, 0o700)
     prefix = f"{directory}/.{posix.urandom(12).hex()}-"
     count = 0
     while names := posix.listdir(directory):
