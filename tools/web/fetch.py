@@ -68,15 +68,23 @@ class Fetched:
 
 
 class Fetcher:
-    """Fetches pages; what goes wrong is a `ToolError` for the model. `resolve` finds the addresses of a name."""
+    """Fetches pages; what goes wrong is a `ToolError` for the model.
+
+    `resolve` finds the addresses of a name; `tls` says whom to trust (default: the authorities that httpx brings).
+    """
 
     def __init__(
-        self, policy: FetchPolicy | None = None, *, cassette: Cassette | None = None, resolve: Resolve | None = None
+        self,
+        policy: FetchPolicy | None = None,
+        *,
+        cassette: Cassette | None = None,
+        resolve: Resolve | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.policy = policy or FetchPolicy()
         self.cassette = cassette or Cassette()
         self._addresses = resolve or _system_addresses
-        self._tls: ssl.SSLContext | None = None
+        self._tls = tls
 
     async def fetch(self, url: str) -> Fetched:
         answer = await self.cassette.answer(f"GET {url}", lambda: self._answer(url))
