@@ -1,2 +1,2 @@
 // Everything that is compiled, as one unit: an operation's cpu.cpp may use another's.
-#include "../fp8_gemm/cpu.cpp"
+#include "../decoder_step/cpu.cpp"

@@ -112,7 +112,7 @@ static inline void multiply_group(const uint8_t* const (&w)[R], const float* con
 // total[r][m] += rows[r] . xs[m] over `size` values from column `start` on, a multiple of BLOCK; xs arranged for the kind;
 // all rows lie in one row of blocks, whose scales are `scales`. Prefetches `ahead` bytes further in each row.
 template <int64_t KIND, int R, int M>
-static inline void accumulate(const uint8_t* const* rows, const float* scales, const float* const* xs, int64_t start,
+__attribute__((noinline)) static void accumulate(const uint8_t* const* rows, const float* scales, const float* const* xs, int64_t start,
                               int64_t size, int64_t ahead, Floats (&total)[R][M]) {
     using C = Codec<KIND>;
     const uint8_t* w[R];

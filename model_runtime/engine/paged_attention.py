@@ -12,11 +12,13 @@ No matrix is ever larger than (new tokens) x (visible tokens); decoding has none
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from v32.kernels.decoder_step import CacheTensors
 from v32.kernels.dense_mla import dense_mla, expanded_mla
 from v32.kernels.index_score import index_score
 from v32.kernels.sparse_mla import sparse_mla
@@ -25,6 +27,9 @@ from v32.model_runtime.cache.block_table import BlockTable
 from v32.model_runtime.cache.pages import LayerCache, PagePool
 from v32.model_runtime.model.attention import AttentionInputs
 from v32.model_runtime.model.mla import MLA
+
+if TYPE_CHECKING:
+    from v32.model_runtime.model.transformer import DeepseekV32Model
 
 DECODE_TOKENS = 8
 """A sequence with up to so many new tokens decodes: its rows are gathered one by one."""
@@ -55,16 +60,34 @@ class PagedAttention:
 
     def __init__(self, pool: PagePool, segments: Sequence[Segment], index_topk: int) -> None:
         self.pool = pool
-        self.needs_index_queries = max(segment.end for segment in segments) > index_topk
-        self._slot_mapping = torch.cat([s.table.slots(s.start, s.end) for s in segments])
-        decoding = [segment for segment in segments if segment.is_decode]
-        assert decoding == list(segments[: len(decoding)]), "decoding segments stand first"
-        self._parts: list[_Decode | _Prefill] = [_Decode(decoding, index_topk)] if decoding else []
+        self.segments = list(segments)
+        self.index_topk = index_topk
+        self.end = max(segment.end for segment in segments)
+        self.needs_index_queries = self.end > index_topk
+
+    def run(self, model: DeepseekV32Model, input_ids: Tensor, positions: Tensor) -> Tensor | None:
+        """The whole batch in one native call, where the model and the cache allow it."""
+        if torch.is_grad_enabled() or self.pool.layout.dtype != torch.float32 or model.native is None:
+            return None
+        slots = [address for s in self.segments for address in [s.table.slots(0, 1).data_ptr()] * s.num_tokens]
+        caches = [CacheTensors(layer.records, layer.index_keys) for layer in self.pool.layers]
+        return model.native.forward(model, input_ids, positions, slots, self.end, caches)
+
+    @cached_property
+    def _slot_mapping(self) -> Tensor:
+        return torch.cat([s.table.slots(s.start, s.end) for s in self.segments])
+
+    @cached_property
+    def _parts(self) -> list[_Decode | _Prefill]:
+        decoding = [segment for segment in self.segments if segment.is_decode]
+        assert decoding == self.segments[: len(decoding)], "decoding segments stand first"
+        parts: list[_Decode | _Prefill] = [_Decode(decoding, self.index_topk)] if decoding else []
         row = sum(segment.num_tokens for segment in decoding)
-        for segment in segments[len(decoding) :]:
-            for span in _split_at(segment, index_topk):
-                self._parts.append(_Prefill(span, row, index_topk))
+        for segment in self.segments[len(decoding) :]:
+            for span in _split_at(segment, self.index_topk):
+                parts.append(_Prefill(span, row, self.index_topk))
                 row += span.num_tokens
+        return parts
 
     def __call__(self, layer_idx: int, mla: MLA, inputs: AttentionInputs) -> Tensor:
         cache = self.pool.layers[layer_idx]

@@ -7,7 +7,7 @@ whole sequences (`FullAttention`), a paged cache (the engine) or packed training
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from v32.kernels.topk_select import topk_select
 
 if TYPE_CHECKING:
     from v32.model_runtime.model.mla import MLA
+    from v32.model_runtime.model.transformer import DeepseekV32Model
 
 
 class AttentionInputs(NamedTuple):
@@ -41,6 +42,14 @@ class Attention(Protocol):
 
     def __call__(self, layer_idx: int, mla: MLA, inputs: AttentionInputs) -> Tensor:
         """Attention output before o_proj, [N, H, v_head_dim]."""
+
+
+@runtime_checkable
+class WholeModel(Protocol):
+    """An `Attention` that may know a faster way through all layers at once."""
+
+    def run(self, model: DeepseekV32Model, input_ids: Tensor, positions: Tensor) -> Tensor | None:
+        """What `model` returns for this batch, or None: then it is asked layer by layer."""
 
 
 class FullAttention:

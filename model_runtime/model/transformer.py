@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from v32.kernels.fp8_gemm import ActScaleFormat
 from v32.model_runtime.config import DeepseekV32Config
-from v32.model_runtime.model.attention import Attention
+from v32.model_runtime.model.attention import Attention, WholeModel
 from v32.model_runtime.model.embedding import embedding
 from v32.model_runtime.model.indexer import Indexer
 from v32.model_runtime.model.layer import DecoderLayer
 from v32.model_runtime.model.linear import Linear
 from v32.model_runtime.model.mla import MLA
 from v32.model_runtime.model.mtp import MTPLayer
+from v32.model_runtime.model.native import NativeDecoder
 from v32.model_runtime.model.norm import RMSNorm
 from v32.model_runtime.model.rotary import inverse_frequencies, rotary_angles
 
@@ -36,6 +37,9 @@ class DeepseekV32Model(nn.Module):
         self.layers.extend(MTPLayer(config, depth + i) for i in range(extra))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self._frequencies = inverse_frequencies(config)
+        self.uses_native = True
+        """False: PyTorch computes even where the native kernels could."""
+        self._native: NativeDecoder | None = None
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of positions [N], float32 [N, rope/2] on their device."""
@@ -44,7 +48,20 @@ class DeepseekV32Model(nn.Module):
         scaling = self.config.rope_scaling
         return rotary_angles(positions, self._frequencies, scaling.amplitude if scaling else 1.0)
 
+    @property
+    def native(self) -> NativeDecoder | None:
+        """The same layers as one native call, where there is one for this device and these dtypes."""
+        if not self.uses_native:
+            return None
+        if self._native is None or not self._native.is_current(self):
+            self._native = NativeDecoder.of(self)
+        return self._native
+
     def forward(self, input_ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        if isinstance(attention, WholeModel):
+            hidden = attention.run(self, input_ids, positions)
+            if hidden is not None:
+                return hidden
         cos, sin = self.rotary(positions)
         x = self.embed_tokens(input_ids)
         for layer in self.layers[: self.config.num_hidden_layers]:

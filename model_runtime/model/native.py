@@ -1,0 +1,186 @@
+"""The whole model as one native call: modules enter, a `DecoderStep` over their weights leaves. No weight is copied.
+
+It computes what `DeepseekV32Model.forward` computes with `PagedAttention`, with float32 activations on a CPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from v32.kernels.decoder_step import (
+    NO_MATRIX,
+    CacheTensors,
+    DecoderStep,
+    NativeExpert,
+    NativeLayer,
+    NativeShape,
+    matrix,
+)
+from v32.kernels.native import NativeMatrix, library
+from v32.model_runtime.model.layer import DecoderLayer
+from v32.model_runtime.model.linear import Linear
+from v32.model_runtime.model.moe import MLP, MoE
+
+if TYPE_CHECKING:
+    from v32.model_runtime.model.transformer import DeepseekV32Model
+
+BYTES_A_THREAD = 1 << 18
+"""Weights that a layer has to have for each thread: less work than that costs more to share than to do."""
+
+
+class NativeDecoder:
+    """Runs the decoder layers of one model. Made by `of`, which says whether it can."""
+
+    def __init__(self, model: DeepseekV32Model, step: DecoderStep, kept: list[Any]) -> None:
+        self._step = step
+        self._kept = kept
+        self._witnesses = [(tensor, tensor.data_ptr()) for tensor in _witnesses(model)]
+        self._work = _bytes_a_row(model)
+        self._cos = self._sin = torch.empty(0)
+
+    @classmethod
+    def of(cls, model: DeepseekV32Model) -> NativeDecoder | None:
+        """None where PyTorch has to compute: no library, another device or dtype, activations that are quantised."""
+        if library() is None or not _is_plain(model):
+            return None
+        kept: list[Any] = []
+        embedding = matrix(model.embed_tokens.weight)
+        layers = [_layer(cast(DecoderLayer, layer), kept) for layer in model.layers[: model.config.num_hidden_layers]]
+        if embedding is None or any(layer is None for layer in layers):
+            return None
+        step = DecoderStep(_shape(model), embedding, model.norm.weight, cast("list[NativeLayer]", layers))
+        return cls(model, step, [*kept, model.norm.weight, model.embed_tokens.weight])
+
+    def is_current(self, model: DeepseekV32Model) -> bool:
+        """Whether the model still has the tensors that it was made of; their values may have changed."""
+        return all(
+            tensor is known and tensor.data_ptr() == address
+            for tensor, (known, address) in zip(_witnesses(model), self._witnesses)
+        )
+
+    def forward(
+        self,
+        model: DeepseekV32Model,
+        input_ids: Tensor,
+        positions: Tensor,
+        slots: Sequence[int],
+        end: int,
+        caches: Sequence[CacheTensors],
+    ) -> Tensor:
+        """Hidden states after the final norm, [N, D]; `end`: all positions are smaller. See `DecoderStep`."""
+        if end > len(self._cos):
+            self._cos, self._sin = model.rotary(torch.arange(max(end, 2 * len(self._cos), 512)))
+        threads = min(torch.get_num_threads(), 1 + self._work * len(input_ids) // BYTES_A_THREAD)
+        return self._step(input_ids, positions, slots, self._cos, self._sin, caches, threads)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copied model has other tensors: it makes its own."""
+
+
+def _witnesses(model: DeepseekV32Model) -> list[Tensor]:
+    last = cast(DecoderLayer, model.layers[model.config.num_hidden_layers - 1])
+    return [model.embed_tokens.weight, model.norm.weight, last.self_attn.o_proj.weight, last.input_layernorm.weight]
+
+
+def _is_plain(model: DeepseekV32Model) -> bool:
+    """On the CPU, norms in float32, nothing rounded to FP8 on the way."""
+    norms = (model.norm.weight, *(cast(DecoderLayer, layer).input_layernorm.weight for layer in model.layers))
+    is_float = all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in norms)
+    return is_float and not any(cast(DecoderLayer, layer).self_attn.rounds_latent for layer in model.layers)
+
+
+def _shape(model: DeepseekV32Model) -> NativeShape:
+    c = model.config
+    return NativeShape(
+        layers=c.num_hidden_layers,
+        hidden=c.hidden_size,
+        heads=c.num_attention_heads,
+        q_lora=c.q_lora_rank,
+        latent=c.kv_lora_rank,
+        nope=c.qk_nope_head_dim,
+        rope=c.qk_rope_head_dim,
+        value=c.v_head_dim,
+        index_heads=c.index_n_heads,
+        index_width=c.index_head_dim,
+        index_topk=c.index_topk,
+        index_interleaved=c.indexer_rope_interleave,
+        experts=c.n_routed_experts,
+        chosen=c.num_experts_per_tok,
+        groups=c.n_group,
+        chosen_groups=c.topk_group,
+        normalise=c.norm_topk_prob,
+        routed_factor=c.routed_scaling_factor,
+        eps=c.rms_norm_eps,
+        softmax_scale=c.softmax_scale,
+    )
+
+
+def _layer(layer: DecoderLayer, kept: list[Any]) -> NativeLayer | None:
+    """A layer's pointers; what they point to is appended to `kept`. None if a tensor is not as the kernels need it."""
+    mla, indexer = layer.self_attn, layer.self_attn.indexer
+    native = NativeLayer()
+    places = {
+        "q_a": mla.q_a_proj,
+        "q_b": mla.q_b_proj,
+        "kv_a": mla.kv_a_proj_with_mqa,
+        "kv_b": mla.kv_b_proj,
+        "o": mla.o_proj,
+        "index_q": indexer.wq_b,
+        "index_k": indexer.wk,
+        "index_weights": indexer.weights_proj,
+    }
+    matrices = {name: _linear(linear, kept) for name, linear in places.items()}
+    vectors: dict[str, Tensor] = {
+        "input_norm": layer.input_layernorm.weight,
+        "q_a_norm": mla.q_a_layernorm.weight,
+        "kv_a_norm": mla.kv_a_layernorm.weight,
+        "post_norm": layer.post_attention_layernorm.weight,
+        "index_norm_weight": indexer.k_norm.weight,
+        "index_norm_bias": indexer.k_norm.bias,
+    }
+    block = layer.mlp
+    shared = _expert(block.shared_experts if isinstance(block, MoE) else block, kept)
+    native.router = NO_MATRIX
+    if isinstance(block, MoE):
+        experts = [_expert(cast(MLP, expert), kept) for expert in block.experts]
+        router = matrix(block.gate.weight)
+        if router is None or any(expert is None for expert in experts):
+            return None
+        array = (NativeExpert * len(experts))(*cast("list[NativeExpert]", experts))
+        vectors["correction_bias"] = block.gate.e_score_correction_bias
+        native.router, native.experts = router, ctypes.addressof(array)
+        kept += [array, block.gate.weight]
+    if shared is None or any(value is None for value in matrices.values()):
+        return None
+    if any(vector.dtype != torch.float32 or not vector.is_contiguous() for vector in vectors.values()):
+        return None
+    native.shared = shared
+    for name, value in matrices.items():
+        setattr(native, name, value)
+    for name, vector in vectors.items():
+        setattr(native, name, vector.data_ptr())
+    kept += vectors.values()
+    return native
+
+
+def _linear(linear: Linear, kept: list[Any]) -> NativeMatrix | None:
+    kept += [linear.weight, linear.weight_scale_inv]
+    return matrix(linear.weight, linear.weight_scale_inv) if linear.act_scale_fmt is None else None
+
+
+def _expert(mlp: MLP, kept: list[Any]) -> NativeExpert | None:
+    parts = [_linear(linear, kept) for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
+    return None if any(part is None for part in parts) else NativeExpert(*parts)
+
+
+def _bytes_a_row(model: DeepseekV32Model) -> int:
+    """Bytes of weights that a token reads in the last layer."""
+    layer = cast(DecoderLayer, model.layers[model.config.num_hidden_layers - 1])
+    experts = sum(p.nbytes for p in layer.mlp.experts.parameters()) if isinstance(layer.mlp, MoE) else 0
+    chosen = experts * model.config.num_experts_per_tok // model.config.n_routed_experts
+    return sum(p.nbytes for p in layer.parameters()) - experts + chosen
