@@ -19,6 +19,7 @@ COMMANDS = {
     "run": "answer one question",
     "chat": "talk with the agent",
     "eval": "run a suite of verifiable tasks",
+    "serve": "serve the model over an OpenAI-compatible API",
     "doctor": "say what this machine's sandboxes enforce",
 }
 EPILOG = "`v32 COMMAND --help` describes a command. Without --model, the small checkpoint that comes along is used."

@@ -40,6 +40,7 @@ from v32.model_runtime.messages import (
     ToolSpec,
     Usage,
 )
+from v32.model_runtime.prompt import Prompt
 from v32.model_runtime.response_format import ResponseFormat, answer_schema
 from v32.model_runtime.transcript import Transcript
 
@@ -115,19 +116,25 @@ class ChatModel:
         )
 
     async def complete(
-        self, transcript: Transcript, *, tool_choice: ToolChoice = "auto", params: SamplingParams | None = None
+        self,
+        transcript: Transcript | Prompt,
+        *,
+        tool_choice: ToolChoice = "auto",
+        params: SamplingParams | None = None,
+        parallel_calls: bool = True,
     ) -> AsyncGenerator[Delta | Completion, None]:
         """Deltas as the model writes, then the completion, which the caller appends to the transcript.
 
-        Leaving the iterator early stops the generation. Raises `EncodingError` if it is not the model's turn,
-        `ContextOverflowError` if there is no room, `ToolsNotSupportedError`, `GeneratorError`.
+        `parallel_calls=False`: at most one call. Leaving the iterator early stops the generation. Raises
+        `EncodingError` if it is not the model's turn, `ContextOverflowError` if there is no room,
+        `ToolsNotSupportedError`, `GeneratorError`.
         """
         if transcript.tools:
             self.check_tools_supported()
         if not transcript.is_models_turn:
             raise EncodingError("it is not the model's turn; append a user message or the results of its calls first")
         reader = _CompletionReader(self.tokenizer, transcript.thinking_mode, transcript.next_call_index)
-        constraint = await self._constraint(transcript, tool_choice)
+        constraint = await self._constraint(transcript, tool_choice, parallel_calls)
         params = self._with_end(params or self.sampling)
         finished = None
         async with aclosing(self.generator.generate(transcript.ids, params, constraint)) as events:
@@ -185,7 +192,9 @@ class ChatModel:
         if self._compiler is not None and (tools or schema):
             self._compiler.compile(tuple(tools), tool_choice, self.thinking_mode, answer_schema=schema)
 
-    async def _constraint(self, transcript: Transcript, tool_choice: ToolChoice) -> TokenConstraint | None:
+    async def _constraint(
+        self, transcript: Transcript | Prompt, tool_choice: ToolChoice, parallel_calls: bool
+    ) -> TokenConstraint | None:
         if self._compiler is None:
             if tool_choice not in ("auto", "none"):
                 raise ValueError(f"tool_choice is {tool_choice!r}, which needs the grammar; load with grammar=True")
@@ -194,11 +203,12 @@ class ChatModel:
         if not tools and schema is None and tool_choice in ("auto", "none"):
             return None
         offer = (tools, tool_choice, transcript.thinking_mode)
-        compiled = self._compiler.compiled(*offer, answer_schema=schema)
+        compiled = self._compiler.compiled(*offer, parallel_calls=parallel_calls, answer_schema=schema)
         if compiled is not None:
             return compiled
         # Compiling takes a tenth of a second, the first time a few seconds: not in the event loop.
-        return await anyio.to_thread.run_sync(partial(self._compiler.compile, *offer, answer_schema=schema))
+        compile = partial(self._compiler.compile, parallel_calls=parallel_calls, answer_schema=schema)
+        return await anyio.to_thread.run_sync(compile, *offer)
 
     def _with_end(self, params: SamplingParams) -> SamplingParams:
         if self.tokenizer.eos_id in params.stop_token_ids:
