@@ -14,6 +14,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -105,6 +106,7 @@ class Session:
             journal.close()
             raise
         session._journal = journal
+        agent.model.load_kv(_kv_path(journal))
         agent.model.settle_ahead(session.transcript, session.id)
         return session
 
@@ -141,6 +143,8 @@ class Session:
         self._is_closed = True
         self.cancel()
         await self._idle.wait()
+        if self._journal is not None:
+            await self.agent.model.save_kv(self.transcript, _kv_path(self._journal), self.id)
         self.agent.model.forget_ahead(self.id)
         await self.agent.toolset.end_session(self.id)
         if self._journal is not None:
@@ -309,6 +313,11 @@ def _entry_of(event: Spoken) -> Entry:
             return completion
         case ToolsReturned(results):
             return tuple(ToolResult(result.call_id, result.text) for result in results)
+
+
+def _kv_path(journal: Journal) -> Path:
+    """What the session has computed lies beside its journal."""
+    return journal.path.with_name(f"{journal.path.name}.kv")
 
 
 def _without_lone_surrogates(text: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Hashable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio.to_thread
@@ -22,6 +23,7 @@ from v32.model_runtime.encoding import ChatTokenizer, CompletionParser, Detokeni
 from v32.model_runtime.errors import EncodingError, ToolsNotSupportedError
 from v32.model_runtime.generators.generator import (
     Finished,
+    KeepsKV,
     PrefillsAhead,
     SamplingParams,
     Token,
@@ -47,6 +49,9 @@ from v32.model_runtime.transcript import Transcript
 if TYPE_CHECKING:
     from v32.model_runtime.grammar.server import ServerConstraintCompiler
 
+_ENCODER_VERSION = 1
+"""Another one for ids that another encoder makes of the same conversation."""
+
 
 class ChatModel:
     """A generator with the tokenizer, the grammar and the parser of its model."""
@@ -63,10 +68,11 @@ class ChatModel:
         sampling: SamplingParams | None = None,
         vocab_size: int | None = None,
         settle_ahead: bool = True,
+        keep_kv: bool = False,
     ) -> None:
         """`sampling` holds where a completion gets no parameters; `vocab_size` is the model's, which may be padded.
 
-        `settle_ahead`: see the method; False switches it off.
+        `settle_ahead`: see the method; False switches it off. `keep_kv`: whether `save_kv` writes anything.
 
         `compiler` makes the constraints that the generator understands; by default those of this process.
         """
@@ -76,6 +82,7 @@ class ChatModel:
         self.thinking_mode = thinking_mode
         self.sampling = sampling or SamplingParams()
         self._settles_ahead = settle_ahead
+        self.keep_kv = keep_kv
         self._compiler = (compiler or ConstraintCompiler(tokenizer, vocab_size)) if grammar else None
 
     @property
@@ -160,6 +167,22 @@ class ChatModel:
         """The conversation has ended: nothing more is computed for it."""
         if self._settles_ahead and isinstance(self.generator, PrefillsAhead):
             self.generator.prefill_ahead(owner, [])
+
+    async def save_kv(self, transcript: Transcript, path: Path, owner: Hashable = None) -> None:
+        """With `keep_kv`: write what has been computed of a conversation, so that another process need not."""
+        if self.keep_kv and isinstance(self.generator, KeepsKV):
+            goes_on = transcript.is_models_turn or transcript.pending_calls
+            ids = transcript.ids if goes_on else transcript.settled_ids()
+            await self.generator.save_kv(path, owner, ids, self._encoder)
+
+    def load_kv(self, path: Path) -> None:
+        """Use a file of `save_kv`, if there is one; a damaged or foreign one is logged and computed again."""
+        if isinstance(self.generator, KeepsKV):
+            self.generator.load_kv(path, self._encoder)
+
+    @property
+    def _encoder(self) -> str:
+        return f"{self.tokenizer.fingerprint}/{_ENCODER_VERSION}"
 
     async def aclose(self) -> None:
         """Release the model."""

@@ -6,7 +6,8 @@ ModelRuntimeError
 ├── ToolsNotSupportedError     tools with a variant that does not know them (Speciale)
 ├── UnsupportedSchemaError     a tool's schema cannot be offered to the model
 ├── GeneratorError             the engine or a remote server failed
-└── CheckpointError            weights, config or tokenizer are missing, damaged or of another model
+├── CheckpointError            weights, config or tokenizer are missing, damaged or of another model
+└── KVFileError                saved keys and values are missing, damaged or of another model; compute again
 """
 
 from __future__ import annotations
@@ -51,3 +52,7 @@ class GeneratorError(ModelRuntimeError):
 
 class CheckpointError(ModelRuntimeError):
     """Weights, config or tokenizer are missing, damaged or belong to another model."""
+
+
+class KVFileError(ModelRuntimeError):
+    """Saved keys and values cannot be written, or are missing, damaged or of something else; only time is lost."""

@@ -38,6 +38,8 @@ def load_model(
     max_batch_tokens: int = 512,
     settle_ahead: bool = True,
     speculative: bool | int = False,
+    kv_dtype: str = "auto",
+    keep_kv: bool = False,
     tokenizer: str | Path | None = None,
     server_model: str | None = None,
     server_headers: Mapping[str, str] | None = None,
@@ -51,8 +53,10 @@ def load_model(
     schemas of the offered tools while they are sampled. `tokenizer`: the folder of a tokenizer.json, needed for a
     server; `server_model`: which of its models. `settle_ahead`: whether idle time is used to prefill what the next
     user message builds on. `speculative`: whether the checkpoint's MTP layer drafts tokens (how many a step: 1 unless
-    a number is given), which never changes what is generated. Both are for a checkpoint in this process. Raises
-    `CheckpointError` or `GeneratorError` with the remedy.
+    a number is given), which never changes what is generated. `kv_dtype`: of cached keys and values, the model's unless
+    said. `keep_kv`: whether a journaled session leaves what it computed beside its journal when it is closed, so that
+    resuming it need not prefill. These are for a checkpoint in this process. Raises `CheckpointError` or
+    `GeneratorError` with the remedy.
     """
     if thinking_mode not in ("thinking", "chat"):
         raise ValueError(f"thinking_mode is {thinking_mode!r}; choose thinking or chat")
@@ -76,7 +80,9 @@ def load_model(
     # What is cheap to check comes first: the weights may take minutes.
     chat_tokenizer, vocab_size = _checked_tokenizer(folder, Path(tokenizer) if tokenizer else folder)
     recognised, sampling = detect_variant(folder, variant), sampling_defaults(folder)
-    local = _load(folder, device, dtype, kv_budget_bytes, max_context, max_batch_tokens, int(speculative), progress)
+    local = _load(
+        folder, device, dtype, kv_budget_bytes, max_context, max_batch_tokens, int(speculative), kv_dtype, progress
+    )
     return ChatModel(
         local,
         chat_tokenizer,
@@ -86,6 +92,7 @@ def load_model(
         sampling=sampling,
         vocab_size=vocab_size,
         settle_ahead=settle_ahead,
+        keep_kv=keep_kv,
     )
 
 
@@ -124,9 +131,11 @@ def _load(
     max_context: int | None,
     max_batch_tokens: int,
     num_drafts: int,
+    kv_dtype: str,
     progress: Callable[[int, int], None] | None,
 ) -> LocalGenerator:
     from v32.model_runtime.checkpoint import load_checkpoint
+    from v32.model_runtime.checkpoint.index import CheckpointIndex
     from v32.model_runtime.checkpoint.manifest import Manifest
     from v32.model_runtime.engine import Engine
     from v32.model_runtime.generators import LocalGenerator
@@ -139,9 +148,13 @@ def _load(
         kv_budget_bytes=kv_budget_bytes or _kv_budget(place),
         max_context=max_context,
         num_drafts=num_drafts,
+        kv_dtype=_dtype(kv_dtype),
     )
     manifest = Manifest.read(folder)
-    return LocalGenerator(engine, name=folder.name, fingerprint=manifest.fingerprint if manifest else None)
+    fingerprint = (
+        manifest.fingerprint if manifest and manifest.fingerprint else CheckpointIndex.from_dir(folder).fingerprint
+    )
+    return LocalGenerator(engine, name=folder.name, fingerprint=fingerprint)
 
 
 def _connect(

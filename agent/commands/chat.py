@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--journal", metavar="PATH", help="write the session to a new file")
+    parser.add_argument(
+        "--journal", metavar="PATH", help="write the session to a new file, what it computed to PATH.kv"
+    )
     parser.add_argument("--resume", metavar="PATH", help="go on with a journaled session")
     options.add_agent_options(parser)
     options.add_sampling_options(parser)
@@ -30,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         servers = Servers(arguments.mcp)
         stack.callback(lambda: loop.run(servers.aclose()))
         agent = options.build_agent(arguments, loop.run(servers.connect()))
+        agent.model.keep_kv = True
         session = agent.resume(arguments.resume) if arguments.resume else agent.session(arguments.journal)
         stack.callback(lambda: loop.run(_close(session)))
         _talk(session, loop)

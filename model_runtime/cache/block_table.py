@@ -84,6 +84,7 @@ class BlockTable:
         return self._slots[:end]
 
     def close(self) -> None:
+        """Let go of all pages, reserved ones included."""
         self.truncate(0)
 
     def _shared_tail(self, num_tokens: int) -> list[int]:

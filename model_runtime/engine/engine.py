@@ -9,6 +9,7 @@ prefill_ahead ─▶ wanted ─▶ step_ahead, while `has_work` is False: prompt
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Hashable
 from collections.abc import Sequence as Ids
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from v32.model_runtime.cache.disk import Identity, check_kv, read_kv, write_kv
 from v32.model_runtime.cache.pages import PAGE_SIZE, KVLayout, PagePool
 from v32.model_runtime.cache.prefix_cache import PrefixCache
 from v32.model_runtime.engine.ahead import Ahead
@@ -25,7 +27,7 @@ from v32.model_runtime.engine.sampler import Drawn, Row, as_generator_error, dra
 from v32.model_runtime.engine.scheduler import Chunk, Scheduler
 from v32.model_runtime.engine.sequence import Event, Sequence
 from v32.model_runtime.engine.speculative import Computed, Drafter
-from v32.model_runtime.errors import ContextOverflowError, GeneratorError
+from v32.model_runtime.errors import ContextOverflowError, GeneratorError, KVFileError
 from v32.model_runtime.generators.generator import SamplingParams, TokenConstraint
 from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
 
@@ -172,6 +174,34 @@ class Engine:
             self.scheduler.remove(sequence, publish=False)
         self.ahead.clear()
         self._events.clear()
+
+    def save_kv(self, path: str | os.PathLike[str], token_ids: Ids[int], identity: Identity) -> int:
+        """Write what is cached of these ids to a file, if anything is; how many positions. Raises KVFileError.
+
+        `identity` is what the caller knows of weights and ids; a file is read only by an engine that says the same.
+        """
+        table = self.prefix_cache.match([*token_ids, -1])
+        try:
+            if table.length:
+                write_kv(path, token_ids, table, {**identity, "numerics": self._numerics})
+            return table.length
+        finally:
+            table.close()
+
+    def load_kv(self, path: str | os.PathLike[str], identity: Identity) -> int:
+        """Put a file of `save_kv` into the prefix cache; how many positions. KVFileError: nothing has changed."""
+        identity = {**identity, "numerics": self._numerics}
+        num_tokens = check_kv(path, self.pool.layout, identity)
+        if not self.scheduler.make_free(-(-num_tokens // PAGE_SIZE)):
+            raise KVFileError(f"{path} holds {num_tokens} tokens, for which the KV budget has no room")
+        token_ids, table = read_kv(path, self.pool, identity)
+        self.prefix_cache.insert(token_ids, table)
+        table.close()
+        return num_tokens
+
+    @property
+    def _numerics(self) -> str:
+        return "deepseek" if any(getattr(m, "rounds_latent", False) for m in self.model.modules()) else "float"
 
     def reset_prefix_cache(self) -> None:
         """Forget all cached prefixes; needed after the weights have changed."""

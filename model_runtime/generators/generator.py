@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -100,7 +101,22 @@ class TokenGenerator(Protocol):
 
 @runtime_checkable
 class PrefillsAhead(Protocol):
-    """What a generator with its own cache can do beside a `TokenGenerator`'s work."""
+    """What a generator with its own cache can do beside a `TokenGenerator`'s work: use the time when nobody waits."""
 
     def prefill_ahead(self, owner: Hashable, token_ids: Sequence[int]) -> None:
         """The next prompt of `owner` will probably begin with these ids; compute them while nothing else runs."""
+
+
+@runtime_checkable
+class KeepsKV(Protocol):
+    """What else a generator with its own cache can do: keep what a conversation has computed in a file.
+
+    `encoder` names what makes ids of text. Whatever is wrong with a file is logged, and its content computed again.
+    """
+
+    async def save_kv(self, path: Path, owner: Hashable, token_ids: Sequence[int], encoder: str) -> int:
+        """Write what is cached of these ids, first computing what is wanted ahead for `owner` if that takes seconds
+        only; how many positions are in the file."""
+
+    def load_kv(self, path: Path, encoder: str) -> None:
+        """Have a file of `save_kv` read before any generation that is asked for later; no such file: nothing."""

@@ -15,17 +15,21 @@ import logging
 import queue
 import sys
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
+from v32.model_runtime.cache.disk import Identity
 from v32.model_runtime.engine import Engine
 from v32.model_runtime.engine import Sequence as EngineSequence
 from v32.model_runtime.engine.sequence import Event
@@ -35,6 +39,8 @@ from v32.model_runtime.generators.generator import Finished, SamplingParams, Tok
 _LOG = logging.getLogger(__name__)
 _LONG_BACKLOG = 32
 """A listener that is so many events behind may be gone: its event loop is rung again to find out."""
+_SETTLE_SECONDS = 5.0
+"""How long saving a conversation waits for the prefill of its last answer."""
 _EXIT_SECONDS = 60
 """How long the exiting interpreter waits for the step that is being computed."""
 
@@ -90,6 +96,24 @@ class LocalGenerator:
         elif self._worker.is_alive():
             self._inbox.put(_Ahead(owner, []))
 
+    async def save_kv(self, path: Path, owner: Hashable, token_ids: Sequence[int], encoder: str) -> int:
+        """Write what is cached of these ids to a file; how many positions. The wishes of `owner` come first, for some
+        seconds. What goes wrong is logged; the file can always be computed again."""
+        if self._description["fingerprint"] is None:
+            raise ValueError("without a fingerprint of the weights a file of their KV cannot be told from another's")
+        save = _Save(path, owner, list(token_ids), self._identity(encoder), Future())
+        try:
+            self._send(save)
+        except RuntimeError as error:
+            _LOG.warning("no KV is saved: %s", error)
+            return 0
+        return await anyio.to_thread.run_sync(save.done.result)
+
+    def load_kv(self, path: Path, encoder: str) -> None:
+        """Have a file of `save_kv` in the cache before any generation that is asked for later."""
+        if self._description["fingerprint"] is not None and path.exists():
+            self._send(_Load(path, self._identity(encoder)))
+
     async def aclose(self) -> None:
         """Cancel what is running, end the thread, release the model."""
         with self._lock:
@@ -101,7 +125,11 @@ class LocalGenerator:
     def describe(self) -> dict[str, Any]:
         return dict(self._description)
 
-    def _send(self, command: _Add | _Ahead) -> None:
+    def _identity(self, encoder: str) -> Identity:
+        """What a file of KV depends on."""
+        return {**{name: str(self._description[name]) for name in ("fingerprint", "dtype")}, "encoder": encoder}
+
+    def _send(self, command: _Add | _Ahead | _Save | _Load) -> None:
         with self._lock:
             is_dead = self._worker.ident is not None and not self._worker.is_alive()
             if is_dead or not self._close.alive:
@@ -177,7 +205,22 @@ class _Stop:
     pass
 
 
-_Command = _Add | _Cancel | _Ahead | _Stop
+@dataclass(frozen=True, slots=True)
+class _Save:
+    path: Path
+    owner: Hashable
+    token_ids: list[int]
+    identity: Identity
+    done: Future[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    path: Path
+    identity: Identity
+
+
+_Command = _Add | _Cancel | _Ahead | _Save | _Load | _Stop
 
 
 class _Worker(threading.Thread):
@@ -223,6 +266,10 @@ class _Worker(threading.Thread):
                     self.engine.cancel(sequence)
             case _Ahead(owner, token_ids):
                 self._want_ahead(owner, token_ids)
+            case _Save():
+                self._save(command)
+            case _Load(path, identity):
+                self._load(path, identity)
             case _Add(prompt_ids, params, constraint, mailbox):
                 try:
                     self.mailboxes[self.engine.add(prompt_ids, params, constraint)] = mailbox
@@ -254,6 +301,24 @@ class _Worker(threading.Thread):
                 self.engine.ahead.forget(owner)
         except Exception as error:
             _LOG.warning("nothing is prefilled ahead: %s", error)
+
+    def _save(self, save: _Save) -> None:
+        """Finish what was wanted ahead, unless others wait or it takes long; then write. Whoever waits is answered."""
+        num_tokens = 0
+        try:
+            deadline = time.monotonic() + _SETTLE_SECONDS
+            while self.engine.ahead.is_wanted(save.owner) and not self.engine.has_work and time.monotonic() < deadline:
+                self._step_ahead()
+            num_tokens = self.engine.save_kv(save.path, save.token_ids, save.identity)
+        except Exception as error:
+            _LOG.warning("no KV is saved: %s", error)
+        save.done.set_result(num_tokens)
+
+    def _load(self, path: Path, identity: Identity) -> None:
+        try:
+            self.engine.load_kv(path, identity)
+        except Exception as error:
+            _LOG.warning("saved KV is not used and will be computed again: %s", error)
 
     def _step_ahead(self) -> None:
         """Nobody waits for it, so nobody is told of a failure but the log; the next prompt meets it again."""
