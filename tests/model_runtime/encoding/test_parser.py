@@ -601,3 +601,9 @@ def test_parsing_is_linear(shape: str, size: int) -> None:
     # A busy machine may spoil one measurement; quadratic cost, 16 times as much, spoils all.
     pairs = ((seconds(4_000), seconds(16_000)) for _ in range(8))
     assert any(long < min(6 * short, 16_000 * 20e-6) for short, long in pairs)
+
+
+def test_text_of_a_failed_call_is_not_read_again_in_the_block_that_follows() -> None:
+    """The block's opening tag is not complete when the completion ends."""
+    parsed = parse_completion('<｜DSML｜invoke name="f">3<｜DSML｜function_calls', "chat")
+    assert [call.raw for call in parsed.malformed] == ['<｜DSML｜invoke name="f">3']
