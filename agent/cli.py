@@ -20,6 +20,7 @@ COMMANDS = {
     "chat": "talk with the agent",
     "eval": "run a suite of verifiable tasks",
     "serve": "serve the model over an OpenAI-compatible API",
+    "plan": "say before loading whether a model fits and how fast it will be",
     "doctor": "say what this machine's sandboxes enforce",
 }
 EPILOG = "`v32 COMMAND --help` describes a command. Without --model, the small checkpoint that comes along is used."

@@ -125,6 +125,13 @@ class CheckpointIndex(Mapping[str, TensorInfo]):
         # Vectorised code may assume natural alignment; published files have it, hand-written ones may not.
         return tensor if info.start % info.dtype.itemsize == 0 else tensor.clone()
 
+    def release(self, name: str) -> None:
+        """Let go of the memory that a tensor's bytes took while they were read; they can be read again."""
+        info = self[name]
+        start, stop = -(-info.start // mmap.PAGESIZE) * mmap.PAGESIZE, info.stop // mmap.PAGESIZE * mmap.PAGESIZE
+        if stop > start and hasattr(mmap, "MADV_DONTNEED"):
+            self._map(info.file).madvise(mmap.MADV_DONTNEED, start, stop - start)
+
     def _bytes(self, info: TensorInfo) -> memoryview:
         return memoryview(self._map(info.file))[info.start : info.stop]
 

@@ -1,0 +1,150 @@
+"""How long prefill and decoding take: bytes and operations counted, divided by a device's rates.
+
+    a step = max(bytes read / bandwidth, operations / arithmetic) + layers x layer_seconds
+
+Counted are the weights that the batch touches (of routed experts: those that are chosen), the index keys of the whole
+context, the latents of the selected positions, and the arithmetic of all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from v32.model_runtime.config import DeepseekV32Config
+from v32.model_runtime.planning.hardware import Rates
+from v32.model_runtime.planning.memory import Weights
+
+
+class StepCost(NamedTuple):
+    """One forward pass of one rank."""
+
+    num_bytes: float
+    flops: float
+    bytes_seconds: float
+    flops_seconds: float
+    layer_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.bytes_seconds, self.flops_seconds) + self.layer_seconds
+
+    @property
+    def limit(self) -> str:
+        """What takes most of the time."""
+        if self.layer_seconds > max(self.bytes_seconds, self.flops_seconds):
+            return "starting operations"
+        return "reading memory" if self.bytes_seconds > self.flops_seconds else "arithmetic"
+
+
+class Workload(NamedTuple):
+    """`new_tokens` of each of `sequences` pass at once; each sees `context` positions at the end."""
+
+    new_tokens: int
+    context: int
+    sequences: int = 1
+
+    @property
+    def num_tokens(self) -> int:
+        return self.new_tokens * self.sequences
+
+
+def step_cost(
+    config: DeepseekV32Config,
+    weights: Weights,
+    rates: Rates,
+    work: Workload,
+    *,
+    ranks: int = 1,
+    kv_dtype: torch.dtype = torch.float32,
+) -> StepCost:
+    """The cost of one pass; `weights` are those of one rank, `ranks` how many share the model."""
+    num_bytes = _weight_bytes(config, weights, work.num_tokens, ranks) + _cache_bytes(config, work, kv_dtype)
+    flops = _weight_flops(config, weights, work) + _attention_flops(config, work, ranks)
+    return StepCost(
+        num_bytes,
+        flops,
+        num_bytes / rates.weight_bytes_per_second,
+        flops / rates.flops_per_second,
+        rates.layer_seconds * config.num_hidden_layers,
+    )
+
+
+def decode_rate(
+    config: DeepseekV32Config, weights: Weights, rates: Rates, context: int, *, sequences: int = 1, ranks: int = 1,
+    kv_dtype: torch.dtype = torch.float32,
+) -> float:  # fmt: skip
+    """Tokens a second of all sequences together."""
+    cost = step_cost(config, weights, rates, Workload(1, context, sequences), ranks=ranks, kv_dtype=kv_dtype)
+    return sequences / cost.seconds
+
+
+def prefill_seconds(
+    config: DeepseekV32Config, weights: Weights, rates: Rates, new_tokens: int, context: int, *, chunk: int,
+    ranks: int = 1, kv_dtype: torch.dtype = torch.float32,
+) -> float:  # fmt: skip
+    """Seconds until `new_tokens` have passed in chunks; the last sees `context` positions."""
+    seconds, start = 0.0, context - new_tokens
+    for done in range(0, new_tokens, chunk):
+        size = min(chunk, new_tokens - done)
+        work = Workload(size, start + done + size)
+        seconds += step_cost(config, weights, rates, work, ranks=ranks, kv_dtype=kv_dtype).seconds
+    return seconds
+
+
+def touched_experts(config: DeepseekV32Config, num_tokens: int, ranks: int = 1) -> float:
+    """Routed experts of the busiest rank that a batch needs, if it chooses evenly.
+
+    The mean over ranks, plus the usual spread of the fullest of `ranks` bins while tokens are few.
+    """
+    count, chosen = config.n_routed_experts, config.num_experts_per_tok
+    mean = count * (1 - (1 - chosen / count) ** num_tokens) / ranks
+    spread = math.sqrt(2 * mean * math.log(ranks)) if ranks > 1 else 0.0
+    return min(mean + spread, count / ranks, float(chosen * num_tokens))
+
+
+def active_parameters(config: DeepseekV32Config, whole: Weights) -> int:
+    """Weights that one token is multiplied with; `whole` are those of a single rank."""
+    routed = whole.part("routed experts").num_values * config.num_experts_per_tok // config.n_routed_experts
+    return _always(whole) + whole.part("output head").num_values + routed
+
+
+def _always(weights: Weights) -> int:
+    """Weights that every token is multiplied with, the head apart."""
+    apart = ("embedding", "routed experts", "output head", "draft layers")
+    return sum(part.num_values for part in weights.parts if part.name not in apart)
+
+
+def _weight_bytes(config: DeepseekV32Config, weights: Weights, num_tokens: int, ranks: int) -> float:
+    routed = weights.part("routed experts").loaded_bytes
+    local = config.n_routed_experts / ranks
+    rest = weights.loaded_bytes - weights.part("embedding").loaded_bytes - routed
+    if config.tie_word_embeddings:
+        rest += weights.part("embedding").loaded_bytes
+    return rest + routed * touched_experts(config, num_tokens, ranks) / local
+
+
+def _cache_bytes(config: DeepseekV32Config, work: Workload, dtype: torch.dtype) -> float:
+    """Index keys of the whole context once a sequence, latents of what each decoding token selects."""
+    keys = work.context * config.index_head_dim if work.context > config.index_topk else 0
+    seen = min(work.context, config.index_topk) * (config.kv_lora_rank + config.qk_rope_head_dim)
+    return work.sequences * config.num_hidden_layers * (keys + seen * min(work.new_tokens, 8)) * dtype.itemsize
+
+
+def _weight_flops(config: DeepseekV32Config, weights: Weights, work: Workload) -> float:
+    routed = weights.part("routed experts").num_values * config.num_experts_per_tok / config.n_routed_experts
+    return (
+        2 * work.num_tokens * (_always(weights) + routed) + 2 * work.sequences * weights.part("output head").num_values
+    )
+
+
+def _attention_flops(config: DeepseekV32Config, work: Workload, ranks: int) -> float:
+    """Scores of the indexer (whole on every rank) and the absorbed attention of this rank's heads."""
+    middle = max(work.context - work.new_tokens / 2, 1)
+    indexer = 2 * config.index_n_heads * config.index_head_dim * middle if work.context > config.index_topk else 0
+    seen = min(middle, config.index_topk)
+    heads = config.num_attention_heads / ranks
+    attention = 2 * heads * (2 * config.kv_lora_rank + config.qk_rope_head_dim) * seen
+    return work.num_tokens * config.num_hidden_layers * (indexer + attention)
