@@ -173,5 +173,6 @@ def _amd(code: Any) -> tuple[int, int, str]:
         found = re.search(rf"\.{name}:\s+(\d+)", assembly)
         return int(found[1]) if found else 0
 
-    spilled = 4 * (number("vgpr_spill_count") + number("sgpr_spill_count")) + number("private_segment_fixed_size")
+    # Scalar registers spill into lanes of vector registers, not to memory.
+    spilled = max(4 * number("vgpr_spill_count"), number("private_segment_fixed_size"))
     return number("vgpr_count"), spilled, assembly

@@ -60,6 +60,7 @@ def attend(
     gpu = gpu or gpu_of(q_latent)
     q_latent, q_pe = (t if t.stride(-1) == 1 else t.contiguous() for t in (q_latent, q_pe))
     num_tokens, num_heads, width = q_latent.shape
+    is_record = latent.dtype == torch.uint8
     width_block = max(triton.next_power_of_2(width), 16)
     splits = num_splits(num_tokens, num_keys)
     keys_block = 16 if q_latent.dtype == torch.float32 else 32
@@ -84,9 +85,10 @@ def attend(
         VALUES=value_block,
         SPLITS=splits,
         IS_SPARSE=is_sparse,
-        RECORDS=latent.dtype == torch.uint8,
+        RECORDS=is_record,
         NATIVE=gpu.has_fp8,
-        num_warps=4,
+        # Every warp holds all queries; decoding needs room beside them.
+        num_warps=8 if is_record and not gpu.is_amd else 4,
         num_stages=1 if gpu.is_amd else 2,
     )
     if splits > 1:
@@ -178,11 +180,10 @@ def _attend(
     column, rope_column = tl.arange(0, WIDTH), tl.arange(0, ROPE)
     value_column = part * VALUES + tl.arange(0, VALUES)
     is_head = head < num_heads
-    q = tl.load(
-        q_ptr + token * q_token_stride + head[:, None].to(tl.int64) * q_head_stride + column[None, :],
-        mask=is_head[:, None] & (column < width)[None, :],
-        other=0.0,
-    )
+    q_row = q_ptr + token * q_token_stride + head[:, None].to(tl.int64) * q_head_stride
+    q_inside = is_head[:, None]
+    if not RECORDS:
+        q = tl.load(q_row + column[None, :], mask=q_inside & (column < width)[None, :], other=0.0)
     q_pe = tl.load(
         q_pe_ptr + token * q_pe_token_stride + head[:, None].to(tl.int64) * q_pe_head_stride + rope_column[None, :],
         mask=is_head[:, None] & (rope_column < rope_width)[None, :],
@@ -203,23 +204,31 @@ def _attend(
             row = tl.load(select_ptr + token * num_keys + key, mask=is_key, other=-1).to(tl.int64)
             is_key = row >= 0
             row = tl.where(is_key, row, 0)
-        latent = _latents(latent_ptr, row, column, latent_stride, width, is_key, KIND, RECORDS, NATIVE)
         rope_inside = is_key[:, None] & (rope_column < rope_width)[None, :]
         if RECORDS:
+            # Block by block, queries included: decoded as a whole, tile and queries would not fit the registers.
             k_pe_rows = (k_pe_ptr + row * k_pe_stride + width + width // 32).to(tl.pointer_type(tl.bfloat16))
             k_pe = tl.load(k_pe_rows[:, None] + rope_column[None, :], mask=rope_inside, other=0.0)
-            k_pe = k_pe.to(tl.float32).to(KIND)
+            score = tl.dot(q_pe, tl.trans(k_pe.to(tl.float32).to(KIND)), input_precision="ieee")
+            for block in tl.static_range(WIDTH // 128):
+                part_column = block * 128 + tl.arange(0, 128)
+                q_part = tl.load(
+                    q_row + part_column[None, :], mask=q_inside & (part_column < width)[None, :], other=0.0
+                )
+                keys = _latents(latent_ptr, row, part_column, latent_stride, width, is_key, KIND, RECORDS, NATIVE)
+                score = tl.dot(q_part, tl.trans(keys), score, input_precision="ieee")
         else:
+            latent = _latents(latent_ptr, row, column, latent_stride, width, is_key, KIND, RECORDS, NATIVE)
             k_pe = tl.load(k_pe_ptr + row[:, None] * k_pe_stride + rope_column[None, :], mask=rope_inside, other=0.0)
-        score = tl.dot(q, tl.trans(latent), input_precision="ieee")
-        score = tl.dot(q_pe, tl.trans(k_pe), score, input_precision="ieee")
+            score = tl.dot(q, tl.trans(latent), input_precision="ieee")
+            score = tl.dot(q_pe, tl.trans(k_pe), score, input_precision="ieee")
         score = tl.where(is_key[None, :], score * scale_log2, -1e30)
         new_best = tl.maximum(best, tl.max(score, 1))
         decay = tl.exp2(best - new_best)
         p = tl.where(is_key[None, :], tl.exp2(score - new_best[:, None]), 0.0)
         mass = mass * decay + tl.sum(p, 1)
         best = new_best
-        if PARTS == 1:
+        if PARTS == 1 and not RECORDS:
             value = latent
         else:
             value = _latents(latent_ptr, row, value_column, latent_stride, width, is_key, KIND, RECORDS, NATIVE)

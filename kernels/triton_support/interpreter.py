@@ -1,19 +1,22 @@
 """Triton's interpreter made faithful for bfloat16 and FP8, so that kernels can be proven without a GPU.
 
 Triton 3.9 truncates float32 to bfloat16 where a GPU rounds, multiplies bfloat16 bit patterns as integers, and halves
-one e4m3 conversion in fifty. `make_faithful` replaces the conversions and the matrix product by PyTorch's and refuses
+one e4m3 conversion in fifty. `interpret` replaces the conversions and the matrix product by PyTorch's and refuses
 arithmetic on bfloat16 and FP8 tensors outside of them: the kernels compute in float32.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+import triton
 import triton.language as tl
 from triton.runtime import interpreter
+from triton.runtime.jit import JITFunction
 
 _TYPES = {
     tl.float32: (torch.float32, np.float32),
@@ -24,15 +27,28 @@ _TYPES = {
 _BITS = {4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 
-def make_faithful() -> None:
-    """Patch the interpreter of this process; calling it again changes nothing."""
+def interpret() -> None:
+    """Run the kernels of this process in the interpreter: those that are imported from now on. Once is enough."""
     if getattr(interpreter, "_is_faithful", False):
         return
     interpreter._is_faithful = True
+    triton.knobs.runtime.interpret = True
+    _interpret_language()
     builder = interpreter.InterpreterBuilder
     interpreter._convert_float = _converting(interpreter._convert_float)
     builder.create_dot = _widening_dot(builder.create_dot)
     builder.binary_op = _refusing_narrow(builder.binary_op)
+
+
+def _interpret_language() -> None:
+    """Triton's own functions (`tl.sum`, …) were bound when it was imported, perhaps before this was asked for."""
+    interpreted: dict[Any, Any] = {}
+    for name, module in list(sys.modules.items()):
+        if name.startswith("triton.language"):
+            for key, value in list(vars(module).items()):
+                if isinstance(value, JITFunction):
+                    function = interpreted.setdefault(value.fn, interpreter.InterpretedFunction(value.fn))
+                    setattr(module, key, function)
 
 
 def _converting(stock: Callable[..., Any]) -> Callable[..., Any]:
