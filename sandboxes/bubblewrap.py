@@ -42,6 +42,7 @@ ETC = {
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
 }
 ETC_OF_HOST = ("ld.so.cache", "alternatives", "localtime", "ssl/certs", "mime.types")
+HIDDEN_IN_PROC = ("keys", "key-users")  # the keyrings of the user who runs us belong to no namespace
 POOL_PLACES = ("/mnt", "/media", "/srv", "/opt", "/tmp")
 PRIVATE_UIDS = range(0x6000_0000, 0x7000_0000)
 NAMESPACES = ("user", "pid", "net", "ipc", "uts", "cgroup")
@@ -57,6 +58,7 @@ class Recipe:
     namespaces: tuple[str, ...] = NAMESPACES
     read_only_root: bool = True
     read_only_sysctl: bool = True
+    hidden_in_proc: bool = True
     disable_userns: bool = True
     clear_environment: bool = True
     seccomp: bool = True
@@ -204,6 +206,8 @@ class _Opening:
         arguments += ["--clearenv"] if recipe.clear_environment else []
         arguments += self._root(passed) if recipe.minimal_root else _whole_root()
         arguments += ["--proc", "/proc"]
+        for name in HIDDEN_IN_PROC if recipe.hidden_in_proc else ():
+            arguments += ["--ro-bind-data", self._data(passed, b""), f"/proc/{name}"]
         arguments += ["--ro-bind", "/proc/sys", "/proc/sys"] if recipe.read_only_sysctl else []
         arguments += ["--dev", "/dev", *self._storage()]
         for name in GUEST_FILES:

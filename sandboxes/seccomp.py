@@ -80,7 +80,7 @@ def build_filter(
         "personality": _only_values(0, PERSONALITIES, errno.EPERM),
         "sched_setaffinity": _refuse_values(0, (SUPERVISOR,)) if allow_affinity else [_refuse(errno.EPERM)],
         "prlimit64": _check_limits(),
-        "setrlimit": [_argument(0), *_if(EQUAL, RLIMIT_CORE, [_pretend()]), _allow()],
+        "setrlimit": [_argument(0), *_if(EQUAL, RLIMIT_CORE, [_refuse(errno.EPERM)]), _allow()],
         "setpriority": _refuse_others(PRIO_USER),
         "ioprio_set": _refuse_others(IOPRIO_WHO_USER),
     }
@@ -161,8 +161,8 @@ def _refuse_values(argument: int, values: Iterable[int]) -> Program:
 def _check_limits() -> Program:
     """Not the supervisor's limits, and for all others the core limit stays 1: a pattern with a pipe ignores 0, and the
     host's root would read what crashes in here."""
-    both_halves = [_argument(2), *_if(ANY_BIT, 0xFFFFFFFF, [_pretend()]), _high_half(2)]
-    sets_core = [*both_halves, *_if(ANY_BIT, 0xFFFFFFFF, [_pretend()]), _allow()]
+    both_halves = [_argument(2), *_if(ANY_BIT, 0xFFFFFFFF, [_refuse(errno.EPERM)]), _high_half(2)]
+    sets_core = [*both_halves, *_if(ANY_BIT, 0xFFFFFFFF, [_refuse(errno.EPERM)]), _allow()]
     refused = _refuse_values(0, (SUPERVISOR,))[:-1]
     return [*refused, _argument(1), *_if(EQUAL, RLIMIT_CORE, sets_core), _allow()]
 
@@ -205,11 +205,6 @@ def _allow() -> Instruction:
 
 def _refuse(error: int) -> Instruction:
     return Instruction(RETURN, 0, 0, 0x00050000 | error)
-
-
-def _pretend() -> Instruction:
-    """Nothing happens, and the caller reads success."""
-    return Instruction(RETURN, 0, 0, 0x00050000)
 
 
 def _ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:

@@ -127,8 +127,10 @@ class LocalIndex:
             return []
         with self._lock:
             rows = self._connection.execute(
-                "SELECT d.id, d.title, d.text, -bm25(terms, ?, 1.0) AS score FROM terms "
-                "JOIN documents d ON d.number = terms.rowid WHERE terms MATCH ? ORDER BY score DESC, d.number LIMIT ?",
+                "SELECT d.id, d.title, d.text, best.score FROM "
+                "(SELECT rowid, -bm25(terms, ?, 1.0) AS score FROM terms WHERE terms MATCH ? "
+                "ORDER BY score DESC, rowid LIMIT ?) best "
+                "JOIN documents d ON d.number = best.rowid ORDER BY best.score DESC, d.number",
                 (TITLE_WEIGHT, expression, topn),
             ).fetchall()
         return [Hit(id, title, snippet(text, query, highlight=highlight), score) for id, title, text, score in rows]

@@ -51,7 +51,7 @@ async def mcp_tools(
             client = await stack.enter_async_context(client_class(server, read_timeout_seconds=timeout))
             listed = await _listed(client)
         except Exception as error:
-            raise ToolsError(f"the MCP server {named} cannot be used: {error or type(error).__name__}") from error
+            raise ToolsError(f"the MCP server {named} cannot be used: {_reason(error)}") from error
         yield [McpTool(client, tool, prefix, timeout) for tool in listed]
 
 
@@ -112,6 +112,13 @@ async def _listed(client: Client) -> list[Any]:
         if not cursor:
             break
     return tools
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong at the bottom of the SDK's task groups."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error) or type(error).__name__
 
 
 def _text(result: Any) -> str:

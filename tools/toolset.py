@@ -262,18 +262,23 @@ def _problems(error: ValidationError) -> Iterator[Problem]:
 
 
 def _closest_branch(error: ValidationError) -> Iterator[Problem]:
-    """Of a union, the problems of the branch that fits best: the one that fails deepest in the value."""
+    """Of a union, the problems of the branch that fits best: the type is right, and it fails deepest in the value."""
     branches: dict[int, list[ValidationError]] = {}
     for part in error.context or ():
         branches.setdefault(int(part.schema_path[0]), []).append(part)
-    deepest = max(branches.values(), key=lambda parts: (max(len(part.path) for part in parts), -len(parts)))
+    closest = max(branches.values(), key=_fit)
     if all(part.validator == "type" and not part.path for parts in branches.values() for part in parts):
         types = [part.validator_value for parts in branches.values() for part in parts]
         flat = dict.fromkeys(kind for kinds in types for kind in ([kinds] if isinstance(kinds, str) else kinds))
         yield Problem(error.json_path, f"expected {' or '.join(flat)}, got {_shown(error.instance)}")
         return
-    for part in deepest:
+    for part in closest:
         yield from _problems(part)
+
+
+def _fit(parts: list[ValidationError]) -> tuple[bool, int, int]:
+    has_type = not any(part.validator == "type" and not part.path for part in parts)
+    return has_type, max(len(part.path) for part in parts), -len(parts)
 
 
 def _says(error: ValidationError, key: str) -> bool:

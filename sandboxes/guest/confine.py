@@ -21,6 +21,9 @@ MAKE = 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 12
 REFER, TRUNCATE = 1 << 13, 1 << 14  # since ABI 2 and 3
 SCOPE_ABSTRACT_SOCKETS_AND_SIGNALS = 3  # since ABI 6
 
+WATCHED_NICE = 5
+"""Where the supervisor counts memory itself, it must get to run beside those it counts."""
+
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/ptmx", "/dev/pts")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -88,10 +91,13 @@ def confine(limits: dict[str, int], landlock: Landlock | None) -> None:
     """Bind the calling process to its limits, for good."""
     set_dumpable(True)
     _write("/proc/self/oom_score_adj", b"1000")
+    if limits["watch_bytes"]:
+        posix.nice(WATCHED_NICE)
     for name, soft, hard in rlimits(limits):
-        ceiling = resource.getrlimit(name)[1]
-        hard = hard if ceiling == resource.RLIM_INFINITY else min(hard, ceiling)
-        resource.setrlimit(name, (min(soft, hard), hard))
+        now = resource.getrlimit(name)
+        hard = hard if now[1] == resource.RLIM_INFINITY else min(hard, now[1])
+        if now != (min(soft, hard), hard):  # the filter lets nobody set the core limit again
+            resource.setrlimit(name, (min(soft, hard), hard))
     if landlock is not None:
         landlock.enter()
 

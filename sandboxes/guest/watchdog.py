@@ -28,7 +28,7 @@ USERS = (b"MemFree", b"Buffers", b"Cached", b"SwapCached", b"AnonPages", b"SRecl
 
 
 class Watchdog:
-    """Looks when asked, but spends no more than a tenth of the time. `members()` lists the processes to count."""
+    """Looks when asked, but spends no more than a tenth of a processor. `members()` lists the processes to count."""
 
     def __init__(self, limit: int, pools: list[str], members: Callable[[], list[int]]) -> None:
         self._limit, self._members = limit, members
@@ -41,14 +41,14 @@ class Watchdog:
         self._kernel_before = kernel_bytes()
 
     def is_over(self) -> bool:
-        now = time.monotonic()
+        now, cpu = time.monotonic(), time.process_time()
         if now < self._next:
             return False
         pids = self._members()
         used = sum(anonymous_bytes(pid) for pid in pids) + self._shared_bytes(pids)
         used += sum(used_bytes(directory) for directory in self._pools.values())
         grown = kernel_bytes() - self._kernel_before
-        self._next = now + max(PAUSE_SECONDS, 10 * (time.monotonic() - now))
+        self._next = now + max(PAUSE_SECONDS, 10 * (time.process_time() - cpu))
         return used > self._limit or grown > self._limit
 
     def _shared_bytes(self, pids: list[int]) -> int:

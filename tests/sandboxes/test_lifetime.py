@@ -103,13 +103,18 @@ def _cycles(count: int) -> None:
     def state() -> tuple[set[str], int, int]:
         return groups(os.getpid()), len(os.listdir("/proc/self/fd")), len(supervisors(of=os.getpid()))
 
+    async def cycle(number: int) -> None:
+        async with open_sandbox() as sandbox:
+            if number % 4 == 0:
+                await sandbox.run_python("import subprocess; subprocess.Popen(['sleep', '100'])")
+            if number % 4 == 1:
+                await sandbox.write_file("a", b"x")
+
     async def run() -> None:
-        for number in range(count):
-            async with open_sandbox() as sandbox:
-                if number % 4 == 0:
-                    await sandbox.run_python("import subprocess; subprocess.Popen(['sleep', '100'])")
-                if number % 4 == 1:
-                    await sandbox.write_file("a", b"x")
+        for start in range(0, count, 4):
+            async with anyio.create_task_group() as group:
+                for number in range(start, start + 4):
+                    group.start_soon(cycle, number)
 
     async def first() -> None:
         async with open_sandbox():

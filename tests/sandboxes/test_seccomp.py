@@ -85,9 +85,9 @@ def test_other_architectures_die_and_x32_does_not_exist() -> None:
         ("prlimit64", (1, 7, 4096, 0), REFUSED | errno.EPERM),  # the supervisor's
         ("prlimit64", (1 | 1 << 40, 7, 4096, 0), REFUSED | errno.EPERM),
         ("prlimit64", (0, 4, 0, 4096), ALLOW),  # the core limit may be read
-        ("prlimit64", (0, 4, 4096, 0), REFUSED),  # and not set, which reads as success
-        ("prlimit64", (0, 4, 1 << 32, 0), REFUSED),
-        ("setrlimit", (4, 4096), REFUSED),
+        ("prlimit64", (0, 4, 4096, 0), REFUSED | errno.EPERM),  # and not set
+        ("prlimit64", (0, 4, 1 << 32, 0), REFUSED | errno.EPERM),
+        ("setrlimit", (4, 4096), REFUSED | errno.EPERM),
         ("setrlimit", (7, 4096), ALLOW),
         ("sched_setscheduler", (0, 5, 4096), ALLOW),
         ("sched_setscheduler", (1, 5, 4096), REFUSED | errno.EPERM),

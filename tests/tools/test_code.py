@@ -140,6 +140,14 @@ async def test_conversations_do_not_meet(tools: Toolset) -> None:
     assert (await tools.run("list_files", {}, first)).text == "(no files)"
 
 
+async def test_a_name_cannot_pass_for_another_file(tools: Toolset, context: ToolContext) -> None:
+    await tools.run(
+        "python", {"code": "open('a\\nb.txt (5 bytes)', 'w').close(); open('\\x1b[2Jc ', 'w').close()"}, context
+    )
+    listed = (await tools.run("list_files", {}, context)).text
+    assert sorted(listed.split("\n")) == ["'\\x1b[2Jc ' (0 bytes)", "'a\\nb.txt (5 bytes)' (0 bytes)"]
+
+
 async def test_calls_at_the_same_time_share_one_sandbox(tools: Toolset, context: ToolContext) -> None:
     texts: list[str] = []
 

@@ -90,6 +90,11 @@ def test_arguments_must_be_an_object(arguments: Any) -> None:
             [1, "b"],
             '$.x[1]: expected integer, got string "b"',
         ),
+        (
+            {"oneOf": [{"type": "integer"}, {"type": "string", "format": "email"}]},
+            "nomail",
+            "$.x: 'nomail' is not a 'email'",
+        ),
         ({"$ref": "#/$defs/even"}, 3, "$.x: 3 is not a multiple of 2"),
         ({"type": "array", "uniqueItems": True}, [1, 1], "$.x: [1, 1] has non-unique elements"),
         ({"multipleOf": 3}, 10**400 + 1, None),
