@@ -121,8 +121,8 @@ class Agent:
 
     def _check(self) -> None:
         offered = self.prelude.tool_names
-        if self.tool_choice == "required" and not offered:
-            raise ValueError("tool_choice is 'required', but no tools are offered; pass tools=")
+        if self.tool_choice not in ("auto", "none") and not offered:
+            raise ValueError(f"tool_choice is {self.tool_choice!r}, but no tools are offered; pass tools=")
         if self.tool_choice not in ("auto", "none", "required", *offered):
             raise ValueError(f"tool_choice {self.tool_choice!r} is no offered tool; offered: {', '.join(offered)}")
         if self.max_parallel_calls < 1:

@@ -94,7 +94,7 @@ class ChatModel:
         """Raises `ToolsNotSupportedError` if the variant was not trained to call tools."""
         if not self.variant.supports_tools:
             raise ToolsNotSupportedError(
-                f"this model is V3.2-{self.variant.name.capitalize()} (recognised by {self.variant.how}), "
+                f"this model is V3.2-{self.variant.name.capitalize()} (evidence: {self.variant.how}), "
                 "which was not trained to call tools; use it without tools, or load DeepSeek-V3.2. "
                 "If it was recognised wrongly, load it with variant='v3.2'"
             )

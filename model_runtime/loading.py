@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from v32.model_runtime.chat import ChatModel
 from v32.model_runtime.checkpoint.source import resolve_source
@@ -21,8 +21,18 @@ if TYPE_CHECKING:
 
     from v32.model_runtime.generators import LocalGenerator, SGLangGenerator, VLLMGenerator
 
+Numerics = Literal["float", "deepseek"]
 _SERVER = re.compile(r"(vllm|sglang)\+(https?://.+)")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class _Weights(NamedTuple):
+    """Where weights go, and in which form; see `load_model`."""
+
+    device: str
+    dtype: str
+    numerics: Numerics
+    dequantize: bool | Literal["auto"]
 
 
 def load_model(
@@ -31,6 +41,8 @@ def load_model(
     variant: VariantChoice = "auto",
     device: str = "auto",
     dtype: str = "auto",
+    numerics: Numerics = "float",
+    dequantize: bool | Literal["auto"] = "auto",
     thinking_mode: ThinkingMode = "thinking",
     grammar: bool = True,
     kv_budget_bytes: int | None = None,
@@ -49,7 +61,10 @@ def load_model(
 
     `source`: a folder in Hugging Face layout, the id of a repository in the local Hugging Face cache,
     `vllm+http://host:port` or `sglang+http://host:port`, or nothing for the tiny checkpoint that comes with v32.
-    `variant`: what the model is, where its name and files do not say. `grammar`: whether calls are held to the
+    `variant`: what the model is, where its name and files do not say. `dtype`: of activations and of weights that are
+    not FP8; "auto" is float32 on a CPU, else bfloat16. `numerics`: "deepseek" rounds activations, latents and index
+    heads to FP8 as the published kernels do, "float" does not. `dequantize`: whether FP8 weights become `dtype` while
+    they are loaded; "auto": where that is the faster form and fits. `grammar`: whether calls are held to the
     schemas of the offered tools while they are sampled. `tokenizer`: the folder of a tokenizer.json, needed for a
     server; `server_model`: which of its models. `settle_ahead`: whether idle time is used to prefill what the next
     user message builds on. `speculative`: whether the checkpoint's MTP layer drafts tokens (how many a step: 1 unless
@@ -60,6 +75,8 @@ def load_model(
     """
     if thinking_mode not in ("thinking", "chat"):
         raise ValueError(f"thinking_mode is {thinking_mode!r}; choose thinking or chat")
+    if numerics not in get_args(Numerics):
+        raise ValueError(f"numerics is {numerics!r}; choose {' or '.join(get_args(Numerics))}")
     server = _SERVER.fullmatch(str(source))
     if server:
         from v32.model_runtime.grammar.server import ServerConstraintCompiler
@@ -80,9 +97,8 @@ def load_model(
     # What is cheap to check comes first: the weights may take minutes.
     chat_tokenizer, vocab_size = _checked_tokenizer(folder, Path(tokenizer) if tokenizer else folder)
     recognised, sampling = detect_variant(folder, variant), sampling_defaults(folder)
-    local = _load(
-        folder, device, dtype, kv_budget_bytes, max_context, max_batch_tokens, int(speculative), kv_dtype, progress
-    )
+    weights = _Weights(device, dtype, numerics, dequantize)
+    local = _load(folder, weights, kv_budget_bytes, max_context, max_batch_tokens, int(speculative), kv_dtype, progress)
     return ChatModel(
         local,
         chat_tokenizer,
@@ -125,8 +141,7 @@ def _checked_tokenizer(folder: Path, tokenizer_folder: Path) -> tuple[ChatTokeni
 
 def _load(
     folder: Path,
-    device: str,
-    dtype: str,
+    weights: _Weights,
     kv_budget_bytes: int | None,
     max_context: int | None,
     max_batch_tokens: int,
@@ -140,8 +155,16 @@ def _load(
     from v32.model_runtime.engine import Engine
     from v32.model_runtime.generators import LocalGenerator
 
-    place = _device(device)
-    model = load_checkpoint(folder, device=place, dtype=_dtype(dtype), mtp=num_drafts > 0, progress=progress)
+    place = _device(weights.device)
+    model = load_checkpoint(
+        folder,
+        device=place,
+        dtype=_dtype(weights.dtype),
+        dequantize=weights.dequantize,
+        numerics=weights.numerics,
+        mtp=num_drafts > 0,
+        progress=progress,
+    )
     engine = Engine(
         model,
         max_batch_tokens=max_batch_tokens,

@@ -31,6 +31,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--variant", choices=VARIANTS, default="auto", help=f"{', '.join(VARIANTS)} (default auto)")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default auto)")
     group.add_argument("--dtype", choices=DTYPES, default="auto", help=f"{', '.join(DTYPES)} (default auto)")
+    group.add_argument(
+        "--numerics", choices=("float", "deepseek"), default="float", help="deepseek: round as published"
+    )
     group.add_argument("--max-context", type=int, metavar="N", help="positions of prompt and completion together")
     group.add_argument("--chat-mode", action="store_true", help="answer without thinking")
     group.add_argument("--no-grammar", action="store_true", help="do not hold calls to the grammar of the tools")
@@ -73,6 +76,7 @@ def load(arguments: argparse.Namespace) -> ChatModel:
         variant=arguments.variant,
         device=arguments.device,
         dtype=arguments.dtype,
+        numerics=arguments.numerics,
         thinking_mode="chat" if arguments.chat_mode else "thinking",
         grammar=not arguments.no_grammar,
         max_context=arguments.max_context,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,37 +35,23 @@ def run(arguments: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise options.UsageError(f"serve needs {error.name}; install it with: pip install 'v32[serve]'") from error
     sampling = options.sampling_params(arguments)
-    model = options.load(arguments)
-    model.sampling = sampling or model.sampling
-    name = arguments.name or _name_of(model)
-    app = create_app(model, name=name, api_key=arguments.api_key or os.environ.get(KEY_VARIABLE))
-    config = uvicorn.Config(app, host=arguments.host, port=arguments.port, log_level="warning", lifespan="off")
-    return _serve(uvicorn.Server(config), name)
-
-
-def _serve(server: object, name: str) -> int:
-    import asyncio
-
-    import uvicorn
-
-    assert isinstance(server, uvicorn.Server)
-
-    async def announced() -> None:
-        serving = asyncio.create_task(server.serve())
-        while not server.started and not serving.done():
-            await asyncio.sleep(0.02)
-        if server.started:
-            host, port = server.servers[0].sockets[0].getsockname()[:2]
-            print(f"serving {name} at http://{host}:{port}/v1", file=sys.stderr, flush=True)
-        await serving
-
-    try:
-        asyncio.run(announced())
-    except SystemExit as error:
-        raise options.UsageError(
-            f"cannot listen on {server.config.host}:{server.config.port}; is the port taken? choose another --port"
-        ) from error
+    # Before the weights are loaded, which may take minutes.
+    with _listen(arguments.host, arguments.port) as listener:
+        model = options.load(arguments)
+        model.sampling = sampling or model.sampling
+        name = arguments.name or _name_of(model)
+        app = create_app(model, name=name, api_key=arguments.api_key or os.environ.get(KEY_VARIABLE))
+        host, port = listener.getsockname()[:2]
+        print(f"serving {name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1", file=sys.stderr, flush=True)
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off")).run(sockets=[listener])
     return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        raise options.UsageError(f"cannot listen on {host}:{port}: {error}; choose another --host or --port") from error
 
 
 def _name_of(model: ChatModel) -> str:

@@ -128,8 +128,8 @@ def _flat(message: Mapping[str, Any], position: int) -> Mapping[str, Any]:
     content = message.get("content")
     if not isinstance(content, list):
         return message
-    texts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
-    if len(texts) < len(content) or not all(isinstance(text, str) for text in texts):
+    texts = [text for part in content if isinstance(part, Mapping) and isinstance(text := part.get("text"), str)]
+    if len(texts) < len(content):
         raise RequestError(f"messages.{position}.content has a part that is no text; this model reads text only")
     return {**message, "content": "".join(texts)}
 

@@ -126,6 +126,8 @@ def _edit(file: Path, **fields: Any) -> None:
 def test_wrong_arguments_are_named(written: Path) -> None:
     with pytest.raises(ValueError, match="thinking_mode is 'deep'"):
         load_model(written, thinking_mode="deep")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="numerics is 'exact'; choose float or deepseek"):
+        load_model(written, numerics="exact")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="dtype is 'fp8'"):
         load_model(written, dtype="fp8")
     with pytest.raises(CheckpointError, match="no folder"):

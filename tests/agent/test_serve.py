@@ -1,0 +1,41 @@
+"""`v32 serve` as a user starts it: the embedded checkpoint behind the OpenAI client; wrong use in one line."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import openai
+import pytest
+
+SERVE = [sys.executable, "-m", "v32.agent.cli", "serve", "--port"]
+
+
+@pytest.mark.slow
+def test_the_embedded_checkpoint_answers_the_openai_client() -> None:
+    with subprocess.Popen([*SERVE, "0", "--seed", "1"], stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            name, url = re.search(r"serving (\S+) at (\S+)", server.stderr.readline()).groups()  # type: ignore[union-attr]
+            with openai.OpenAI(base_url=url, api_key="none", timeout=60) as client:
+                reply = client.chat.completions.create(
+                    model=name, messages=[{"role": "user", "content": "What is 2 + 2?"}], max_tokens=12
+                )
+            assert reply.usage is not None
+            assert 0 < reply.usage.completion_tokens <= 12
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait(20)
+    assert server.returncode in (0, -signal.SIGTERM)
+
+
+def test_a_taken_port_is_said_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        run = subprocess.run([*SERVE, port], capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in run.stderr
+    assert "Traceback" not in run.stderr
