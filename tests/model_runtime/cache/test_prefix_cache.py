@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from v32.model_runtime.cache import PAGE_SIZE, BlockTable, KVLayout, PagePool, PrefixCache
 
@@ -111,3 +112,106 @@ def test_without_tail_only_full_pages_are_published() -> None:
     cache = make()
     compute(cache, [5] * 100, with_tail=False)
     assert cache.match_length([5] * 100) == PAGE_SIZE
+
+
+class Cache(RuleBasedStateMachine):
+    """Random use of a cache under a memory budget that is always short, against plain lists.
+
+    Sequences match, grow, fork, roll back, publish and end; every position keeps its content, whatever is evicted.
+    """
+
+    @initialize()
+    def start(self) -> None:
+        self.cache = make(num_pages=12)
+        self.running: list[tuple[BlockTable, list[int]]] = []
+        self.published: list[list[int]] = []
+
+    @rule(prompt=prompts)
+    def begin(self, prompt: list[int]) -> None:
+        longest = self.cache.match_length(prompt)
+        table = self.cache.match(prompt)
+        assert table.length == longest <= max((common(prompt, known) for known in self.published), default=0)
+        assert longest < len(prompt)
+        self.running.append((table, prompt[:longest]))
+        self.grow_by(len(self.running) - 1, prompt[longest:])
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), token_id=st.integers(0, 1), num_tokens=st.sampled_from([1, 2, 63, 64, 65]))
+    def grow(self, data: st.DataObject, token_id: int, num_tokens: int) -> None:
+        self.grow_by(data.draw(st.integers(0, len(self.running) - 1)), [token_id] * num_tokens)
+
+    def grow_by(self, index: int, new_ids: list[int]) -> None:
+        """What the scheduler does: evict for it, give up if that is not enough."""
+        table, ids = self.running[index]
+        missing = table.pages_needed(len(new_ids)) - self.cache.pool.num_free
+        if missing > 0 and self.cache.evict(missing) < missing:
+            return
+        table.reserve(len(new_ids))
+        values = torch.tensor(hashes([*ids, *new_ids])[len(ids) :], dtype=torch.float32)
+        self.cache.pool.layers[0].records[table.slots(len(ids), len(ids) + len(new_ids))] = values[:, None]
+        table.advance(len(new_ids))
+        self.running[index] = (table, [*ids, *new_ids])
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), with_tail=st.booleans(), ends=st.booleans())
+    def publish(self, data: st.DataObject, with_tail: bool, ends: bool) -> None:
+        index = data.draw(st.integers(0, len(self.running) - 1))
+        table, ids = self.running[index]
+        self.cache.insert(ids, table, with_tail=with_tail)
+        self.published.append(ids)
+        kept = len(ids) if with_tail else len(ids) - len(ids) % PAGE_SIZE
+        assert self.cache.match_length([*ids, 2]) >= kept
+        if ends:
+            self.running.pop(index)[0].close()
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), share=st.floats(0, 1))
+    def roll_back(self, data: st.DataObject, share: float) -> None:
+        index = data.draw(st.integers(0, len(self.running) - 1))
+        table, ids = self.running[index]
+        ids = ids[: int(share * len(ids))]
+        table.truncate(len(ids))
+        self.running[index] = (table, ids)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), share=st.floats(0, 1))
+    def fork(self, data: st.DataObject, share: float) -> None:
+        table, ids = data.draw(st.sampled_from(self.running))
+        length = int(share * len(ids))
+        self.running.append((table.fork(length), ids[:length]))
+
+    @rule(num_pages=st.integers(1, 12))
+    def evict(self, num_pages: int) -> None:
+        expected = min(num_pages, self.cache.num_evictable)
+        assert self.cache.evict(num_pages) == expected
+
+    @rule()
+    def clear(self) -> None:
+        self.cache.clear()
+        self.published.clear()
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        for table, ids in self.running:
+            assert stored(table) == hashes(ids)
+        for ids in self.published:
+            found = self.cache.match([*ids, 2])
+            assert stored(found) == hashes(ids)[: found.length]
+            found.close()
+        self.cache.check_integrity()
+        self.cache.pool.check_integrity([self.cache.pages(), *(table.pages for table, _ in self.running)])
+
+
+Cache.TestCase.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
+TestCache = Cache.TestCase
+
+
+@given(prompts, st.data())
+@settings(max_examples=30, deadline=None)
+def test_any_earlier_position_is_found_without_recomputation(prompt: list[int], data: st.DataObject) -> None:
+    cache = make()
+    compute(cache, prompt)
+    position = data.draw(st.integers(0, len(prompt)))
+    table = cache.match([*prompt[:position], 2])
+    assert table.length == position
+    assert stored(table) == hashes(prompt)[:position]
