@@ -103,6 +103,8 @@ def _grouped(
     operand, x_scales = quantized(x, fmt, gpu)
     tile = tile_for(gpu, triton.cdiv(num_pairs, len(experts)), fmt is not None)
     has_codes = scales[0] is not None
+    if not has_codes and weights[0].dtype != x.dtype:
+        raise ValueError(f"experts in {weights[0].dtype} need tokens in the same dtype, got {x.dtype}")
     weight_table = _addresses(weights, x.device)
     gpu.launch(
         _grouped_gemm,

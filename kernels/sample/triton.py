@@ -29,7 +29,7 @@ def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, uniforms: Tensor,
         _sample,
         (len(logits),),
         *(logits, temperature.float(), top_p.double(), uniforms.double(), ids, logits.shape[1], logits.stride(0)),
-        BLOCK=256 if gpu.arch == "interpreter" else 1024,
+        BLOCK=512 if gpu.arch == "interpreter" else 1024,
         num_warps=8,
         num_stages=1,
     )

@@ -60,18 +60,18 @@ def test_of_equal_experts_the_lower_is_chosen(device: str) -> None:
     assert indices.tolist() == [[0, 1, 2]]
 
 
-@pytest.mark.parametrize("top_p", [0.2, 0.9, 1.0])
+@pytest.mark.parametrize("top_p", [0.9, 0.2, 1.0])
 def test_sample_draws_the_tokens_of_the_reference(device: str, rng: torch.Generator, top_p: float) -> None:
     from v32.kernels.sample import triton as kernel
 
-    logits = torch.randn(12, 300, generator=rng) * 3
-    logits[3:6] = logits[3:6].round()  # ties
-    logits[6:9, ::2] = -torch.inf  # masked
-    temperature = torch.tensor([0.0, 0.5, 1.0] * 4)
-    uniforms = torch.tensor([counter_uniform(3, step) for step in range(12)], dtype=torch.float64)
+    logits = torch.randn(6, 300, generator=rng) * 3
+    logits[2:4] = logits[2:4].round()  # ties
+    logits[4:, ::2] = -torch.inf  # masked
+    temperature = torch.tensor([0.0, 0.5, 1.0] * 2)
+    uniforms = torch.tensor([counter_uniform(3, step) for step in range(6)], dtype=torch.float64)
     uniforms[-1] = 0.0
-    arguments = [t.to(device) for t in (logits, temperature, torch.full((12,), top_p, dtype=torch.float64), uniforms)]
+    arguments = [t.to(device) for t in (logits, temperature, torch.full((6,), top_p, dtype=torch.float64), uniforms)]
     ids = kernel.sample(*arguments)
     assert torch.equal(ids, sample_reference.sample(*arguments))
-    for row in (1, 4, 11):
+    for row in (1, 5):
         assert kernel.sample(*(t[row : row + 1] for t in arguments)) == ids[row]

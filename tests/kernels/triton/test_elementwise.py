@@ -56,7 +56,7 @@ def test_act_quant_rounds_every_bfloat16_like_pytorch(device: str) -> None:
     # 448 in each block makes the scale exactly one: what is left is the conversion itself.
     x = torch.cat((every, every.new_zeros(-len(every) % 127))).view(-1, 127)
     x = torch.cat((x, x.new_full((len(x), 1), 448.0)), 1).to(device)
-    rows = x.view(-1)[: len(x) * 128].view(-1, 1024) if len(x) % 8 == 0 else x
+    rows = x.view(1, -1)
     codes, scales = kernel.act_quant(rows, 128, True)
     assert (scales == 1).all()
     assert same_bits(codes, rows.float().to(torch.float8_e4m3fn))
