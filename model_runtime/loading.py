@@ -52,6 +52,7 @@ def load_model(
     speculative: bool | int = False,
     kv_dtype: str = "auto",
     keep_kv: bool = False,
+    tensor_parallel: int = 1,
     tokenizer: str | Path | None = None,
     server_model: str | None = None,
     server_headers: Mapping[str, str] | None = None,
@@ -70,8 +71,9 @@ def load_model(
     user message builds on. `speculative`: whether the checkpoint's MTP layer drafts tokens (how many a step: 1 unless
     a number is given), which never changes what is generated. `kv_dtype`: of cached keys and values, the model's unless
     said. `keep_kv`: whether a journaled session leaves what it computed beside its journal when it is closed, so that
-    resuming it need not prefill. These are for a checkpoint in this process. Raises `CheckpointError` or
-    `GeneratorError` with the remedy.
+    resuming it need not prefill. `tensor_parallel`: over so many processes of this machine's CPU, which are started
+    and ended with the model, the weights are cut. These are for a checkpoint in this process. Raises
+    `CheckpointError` or `GeneratorError` with the remedy.
     """
     if thinking_mode not in ("thinking", "chat"):
         raise ValueError(f"thinking_mode is {thinking_mode!r}; choose thinking or chat")
@@ -94,11 +96,22 @@ def load_model(
             sampling=sampling_defaults(folder),
         )
     folder = resolve_source(source)
+    _check_tensor_parallel(tensor_parallel, device, numerics, dequantize, speculative, keep_kv)
     # What is cheap to check comes first: the weights may take minutes.
     chat_tokenizer, vocab_size = _checked_tokenizer(folder, Path(tokenizer) if tokenizer else folder)
     recognised, sampling = detect_variant(folder, variant), sampling_defaults(folder)
     weights = _Weights(device, dtype, numerics, dequantize)
-    local = _load(folder, weights, kv_budget_bytes, max_context, max_batch_tokens, int(speculative), kv_dtype, progress)
+    local = _load(
+        folder,
+        weights,
+        kv_budget_bytes,
+        max_context,
+        max_batch_tokens,
+        int(speculative),
+        kv_dtype,
+        progress,
+        tensor_parallel,
+    )
     return ChatModel(
         local,
         chat_tokenizer,
@@ -110,6 +123,22 @@ def load_model(
         settle_ahead=settle_ahead,
         keep_kv=keep_kv,
     )
+
+
+def _check_tensor_parallel(
+    count: int, device: str, numerics: str, dequantize: bool | str, speculative: bool | int, keep_kv: bool
+) -> None:
+    if count < 1:
+        raise ValueError(f"tensor_parallel is {count}; it must be 1 or more")
+    others = {
+        "device": device in ("auto", "cpu"),
+        "numerics": numerics == "float",
+        "dequantize": dequantize == "auto",
+        "speculative": not speculative,
+        "keep_kv": not keep_kv,
+    }
+    if count > 1 and (wrong := [name for name, is_default in others.items() if not is_default]):
+        raise ValueError(f"tensor_parallel={count} works on the CPU and without {wrong[0]}=; leave one of them out")
 
 
 def sampling_defaults(folder: Path) -> SamplingParams:
@@ -148,6 +177,7 @@ def _load(
     num_drafts: int,
     kv_dtype: str,
     progress: Callable[[int, int], None] | None,
+    tensor_parallel: int,
 ) -> LocalGenerator:
     from v32.model_runtime.checkpoint import load_checkpoint
     from v32.model_runtime.checkpoint.index import CheckpointIndex
@@ -156,6 +186,19 @@ def _load(
     from v32.model_runtime.generators import LocalGenerator
 
     place = _device(weights.device)
+    if tensor_parallel > 1:
+        from v32.model_runtime.ranks import load_parallel_engine
+
+        engine = load_parallel_engine(
+            folder,
+            tensor_parallel,
+            dtype=_dtype(weights.dtype),
+            kv_dtype=_dtype(kv_dtype),
+            kv_budget_bytes=kv_budget_bytes or _kv_budget(place),
+            max_context=max_context,
+            max_batch_tokens=max_batch_tokens,
+        )
+        return LocalGenerator(engine, name=folder.name, fingerprint=CheckpointIndex.from_dir(folder).fingerprint)
     model = load_checkpoint(
         folder,
         device=place,

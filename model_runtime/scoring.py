@@ -20,14 +20,27 @@ _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
 
 
 def score(
-    model_dir: str | Path | None, token_ids: Sequence[int], device: str = "cpu", dtype: str = "float32"
+    model_dir: str | Path | None,
+    token_ids: Sequence[int],
+    device: str = "cpu",
+    dtype: str = "float32",
+    tensor_parallel: int = 1,
 ) -> Tensor:
     """Logits float32 [T, vocab_size]: row t is the distribution of the token after `token_ids[: t + 1]`.
 
     The whole sequence passes the model once, without a cache. `model_dir` is a source as `load_model` takes it.
+    `tensor_parallel`: over so many processes.
     """
     if dtype not in _DTYPES:
         raise ValueError(f"dtype is {dtype!r}; choose from {', '.join(_DTYPES)}")
+    if tensor_parallel > 1:
+        from v32.model_runtime.ranks import close_ranks, load_shards
+
+        parallel = load_shards(resolve_source(model_dir), tensor_parallel, device=device, dtype=_DTYPES[dtype])
+        try:
+            return full_logits(parallel, token_ids)
+        finally:
+            close_ranks(parallel)
     model = load_checkpoint(resolve_source(model_dir), device=device, dtype=_DTYPES[dtype])
     return full_logits(model, token_ids)
 

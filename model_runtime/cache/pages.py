@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -81,6 +81,8 @@ class PagePool:
         self._refs: list[int] = []
         self._free: list[int] = []  # a heap; entries whose page is in use again are stale
         self._num_used = 0
+        self.on_copy: Callable[[int, int], None] | None = None
+        """Told of each copied page and its copy, by those who keep the same pages elsewhere."""
         self._grow(min(_FIRST_PAGES, self.max_pages))
 
     @property
@@ -131,11 +133,22 @@ class PagePool:
     def copy(self, page: int, after: int = -1) -> int:
         """A new page with the same content."""
         new = self.allocate(after)
+        self.copy_rows(page, new)
+        if self.on_copy is not None:
+            self.on_copy(page, new)
+        return new
+
+    def copy_rows(self, page: int, new: int) -> None:
+        """Give a page the content of another."""
         here, there = (slice(p * PAGE_SIZE, (p + 1) * PAGE_SIZE) for p in (page, new))
         for layer in self.layers:
             layer.records[there] = layer.records[here]
             layer.index_keys[there] = layer.index_keys[here]
-        return new
+
+    def ensure(self, capacity: int) -> None:
+        """Have memory for so many pages at least, whoever numbers them."""
+        if capacity > self.capacity:
+            self._grow(max(capacity, 2 * self.capacity))
 
     def check_integrity(self, holders: Iterable[Iterable[int]]) -> None:
         """Raise AssertionError unless `holders` (the pages of each holder) are all there are."""

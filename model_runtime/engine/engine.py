@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from collections.abc import Sequence as Ids
 from typing import NamedTuple
 
@@ -56,10 +56,12 @@ class Engine:
         kv_dtype: torch.dtype | None = None,
         max_context: int | None = None,
         num_drafts: int = 0,
+        on_close: Callable[[], None] | None = None,
     ) -> None:
         """`kv_dtype`: default the model's; `max_context`: default what the model and the KV budget allow.
 
-        `num_drafts`: tokens that the MTP layer guesses a step, checked in the next one; 0: none.
+        `num_drafts`: tokens that the MTP layer guesses a step, checked in the next one; 0: none. `on_close` lets go of
+        what belongs to the model beside this process.
         """
         weight = model.model.embed_tokens.weight
         self.model = model.eval()
@@ -79,6 +81,7 @@ class Engine:
             self.max_context = min(self.max_context, max_context)
         self._events: list[SequenceEvent] = []
         self._is_closed = False
+        self._on_close = on_close
 
     @property
     def has_work(self) -> bool:
@@ -214,6 +217,8 @@ class Engine:
         self.reset_prefix_cache()
         self.pool.layers.clear()
         self._is_closed = True
+        if self._on_close is not None:
+            self._on_close()
 
     def check_integrity(self) -> None:
         """Raise AssertionError if a page is lost, shared wrongly or counted wrongly."""

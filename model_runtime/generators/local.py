@@ -335,7 +335,10 @@ class _Worker(threading.Thread):
 
 
 def _engine_failure(cause: Exception) -> GeneratorError:
-    failure = GeneratorError(f"the engine failed: {type(cause).__name__}: {cause}")
+    if isinstance(cause, GeneratorError):
+        failure = type(cause)(str(cause))
+    else:
+        failure = GeneratorError(f"the engine failed: {type(cause).__name__}: {cause}")
     failure.__cause__ = cause
     return failure
 

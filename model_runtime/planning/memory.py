@@ -18,7 +18,7 @@ from v32.model_runtime.model.sharding import Part, Shard, whole
 from v32.model_runtime.planning.tensors import FP8, PARTS, SCALE, PlannedTensor, TensorGroup
 
 _AS_STORED = (torch.bfloat16, torch.float32)
-_PROCESS_BYTES = {"cpu": 260 << 20, "cuda": 600 << 20}
+_PROCESS_BYTES = {"cpu": 240 << 20, "cuda": 600 << 20}
 """Python with torch, tokenizer and grammar on a CPU (measured); a CUDA context with its libraries (assumed)."""
 
 
@@ -164,7 +164,7 @@ def workspace_bytes(
     activations = chunk * (2 * config.hidden_size + widest // ranks) * 4
     head = 0 if form.dtype == torch.float32 else config.vocab_size // ranks * config.hidden_size * 4
     largest_weight = config.hidden_size * max(config.intermediate_size, config.num_attention_heads * config.v_head_dim)
-    converted = largest_weight // ranks * 8 if form.has_fp8 else 0
+    converted = largest_weight // ranks * 8 if form.has_fp8 and not form.is_native else 0
     return max(scores + activations + head, converted) if form.dequantize else scores + activations + head + converted
 
 

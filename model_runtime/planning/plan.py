@@ -319,7 +319,7 @@ def _assumptions(
     if device.kind == "cuda":
         yield "v32 has not been run on a GPU: memory is counted, speeds are estimates"
     if device.count > 1:
-        yield "tensor parallel: every GPU holds the whole KV cache"
+        yield "tensor parallel, every GPU with the whole KV cache; v32 runs that over CPU processes only so far"
     default = _CPU_KV_BUDGET // memory.kv_token_bytes(config, form.dtype) // PAGE_SIZE * PAGE_SIZE
     if device.kind == "cpu" and default < longest:
         yield f"load_model's cache of 1 GiB holds {default:,} tokens; more with kv_budget_bytes="
