@@ -21,6 +21,7 @@ COMMANDS = {
     "eval": "run a suite of verifiable tasks",
     "serve": "serve the model over an OpenAI-compatible API",
     "plan": "say before loading whether a model fits and how fast it will be",
+    "bench": "measure how fast a checkpoint runs here",
     "doctor": "say what this machine's sandboxes enforce",
 }
 EPILOG = "`v32 COMMAND --help` describes a command. Without --model, the small checkpoint that comes along is used."

@@ -17,16 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from v32.kernels.native import NativeMatrix, library, matrix
+from v32.kernels.native import NativeExpert, NativeMatrix, library, matrix
 
 NO_MATRIX = NativeMatrix(None, None, 0, 0, 0)
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-
-
-class NativeExpert(ctypes.Structure):
-    """A SwiGLU block: gate and up [I, D], down [D, I]."""
-
-    _fields_ = (("gate", NativeMatrix), ("up", NativeMatrix), ("down", NativeMatrix))
 
 
 class NativeLayer(ctypes.Structure):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from v32.kernels.fp8_gemm import ActScaleFormat
-from v32.kernels.moe_experts import reference
+from v32.kernels.moe_experts import cpu, reference
 from v32.kernels.triton_support.dispatch import runs_on_gpu
 
 
@@ -39,4 +39,5 @@ def moe_experts(
         from v32.kernels.moe_experts import triton
 
         return triton.moe_experts(x, indices, weights, experts, act_scale_fmt)
-    return reference.moe_experts(x, indices, weights, experts, act_scale_fmt)
+    y = cpu.moe_experts(x, indices, weights, experts) if act_scale_fmt is None else None
+    return reference.moe_experts(x, indices, weights, experts, act_scale_fmt) if y is None else y

@@ -123,3 +123,23 @@ class FeedForward {
 };
 
 }  // namespace v32
+
+// y [count, outer] += the weighted experts of each row of x.
+extern "C" void v32_moe_experts(const v32::Expert* experts, int64_t num_experts, int64_t chosen, int64_t count,
+                                const int64_t* indices, const float* weights, const float* x, float* y) {
+    using namespace v32;
+    const int64_t inner = experts->gate.cols, width = padded(inner);
+    FeedForward blocks;
+    blocks.plan(experts, num_experts, indices, weights, chosen, nullptr, count);
+    const Scratch<float> arranged(3 * count * width);
+    run(num_bytes(experts->gate) * 3 * chosen * count / BYTES_A_THREAD + 1, [&](Team& team, int rank) {
+        const Range mine = team.share(rank, count, 1);
+        for (int64_t m = mine.begin; m < mine.end; ++m)
+            for (int64_t kind = 0; kind < 3; ++kind)
+                arrange(kind, x + m * inner, inner, arranged + (kind * count + m) * width);
+        team.meet();
+        blocks.up(team, [&](int64_t kind, int64_t row) { return arranged + (kind * count + row) * width; });
+        team.meet();
+        blocks.down(team, y, count, experts->down.rows);
+    });
+}

@@ -30,6 +30,12 @@ class NativeMatrix(ctypes.Structure):
     )
 
 
+class NativeExpert(ctypes.Structure):
+    """`Expert` of moe_experts/cpu.cpp, a SwiGLU block: gate and up [I, D], down [D, I]."""
+
+    _fields_ = (("gate", NativeMatrix), ("up", NativeMatrix), ("down", NativeMatrix))
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The kernels, or None where there are none; says so once, with the remedy."""

@@ -9,6 +9,7 @@ Tensors that need no change stay mapped from their file, so a second start costs
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from v32.kernels.fp8_gemm import dequantize as dequantize_blocks
+from v32.kernels.native import library
+from v32.model_runtime.checkpoint.arena import Arena
 from v32.model_runtime.checkpoint.fp8 import has_nan_codes, num_blocks
 from v32.model_runtime.checkpoint.index import CheckpointIndex, TensorInfo, some_of
 from v32.model_runtime.checkpoint.manifest import MANIFEST_FILE, Manifest
@@ -34,6 +37,7 @@ Progress = Callable[[int, int], None]
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FP8 = torch.float8_e4m3fn
 _SCALE = "_scale_inv"
+_TRIM_BYTES = 16 << 20
 _BUFFERS_OF_OTHERS = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
 # The arithmetic with these is done in float32 whatever the model's dtype.
 KEPT_FLOAT32 = re.compile(r"\.(indexer\.k_norm\.(weight|bias)|indexer\.weights_proj\.weight|mlp\.gate\..*)$")
@@ -55,7 +59,8 @@ def load_checkpoint(
     """Load a checkpoint; raises `CheckpointError` naming the file or tensor and the remedy.
 
     `dtype` of activations and of weights that are not FP8: float32 on a CPU, else bfloat16, unless given. FP8 weights
-    stay FP8, or become `dtype` with `dequantize`; "auto" does that on a CPU when it takes at most half of the memory.
+    stay FP8, or become `dtype` with `dequantize`; "auto" does that on a CPU without native kernels when it takes at
+    most half of the memory. With native kernels bfloat16 matrices stay as they are, too: sums are float32 anyway.
     `mtp` loads the draft layers behind the last one ("auto": if there are any). `numerics`: see `set_numerics`.
     `verify` looks for NaN and for scales that are not positive; it reads every byte.
     """
@@ -73,10 +78,13 @@ def load_checkpoint(
     if dequantize == "auto":
         num_weights = sum(slot.info.num_bytes // slot.info.dtype.itemsize for slot in slots)
         dequantize = numerics == "float" and dequantizes_by_default(num_weights, device.type, dtype)
-    filler = _Filler(index, device, dtype, dequantize, verify)
     done, total = 0, sum(slot.num_bytes for slot in slots)
+    arena = Arena(total) if not dequantize and _is_native(device.type, dtype) else None
+    filler = _Filler(index, device, dtype, dequantize, verify, arena)
     for slot in slots:
         filler.fill(slot)
+        if done // _TRIM_BYTES != (done + slot.num_bytes) // _TRIM_BYTES:
+            _trim_heap()
         done += slot.num_bytes
         if progress:
             progress(done, total)
@@ -86,9 +94,16 @@ def load_checkpoint(
 
 
 def dequantizes_by_default(num_weights: int, device_type: str, dtype: torch.dtype) -> bool:
-    """What `dequantize="auto"` means: on a CPU, if all weights in `dtype` take at most half of the memory."""
+    """What `dequantize="auto"` means: on a CPU whose native kernels do not read FP8, if all weights in `dtype` take at
+    most half of the memory."""
+    if _is_native(device_type, dtype):
+        return False
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return device_type == "cpu" and num_weights * dtype.itemsize <= memory // 2
+
+
+def _is_native(device_type: str, dtype: torch.dtype) -> bool:
+    return device_type == "cpu" and dtype == torch.float32 and library() is not None
 
 
 def check_tokenizer(config: DeepseekV32Config, num_tokens: int, name: str = "the tokenizer") -> None:
@@ -122,14 +137,21 @@ class _Filler:
     dtype: torch.dtype
     dequantize: bool
     verify: bool
+    arena: Arena | None  # of weights that native kernels read as they are
 
     def fill(self, slot: _Slot) -> None:
+        self._fill(slot)
+        placed: Tensor = getattr(slot.module, slot.attribute)
+        if self.arena or placed.dtype != slot.info.dtype or placed.device.type != "cpu":
+            self.index.release(slot.info.name)  # else the files stay in memory beside what was made of them
+
+    def _fill(self, slot: _Slot) -> None:
         tensor = self.index.read(slot.info.name)
         if slot.scale is None:
-            self._put(slot.module, slot.attribute, self._float(slot.info, tensor))
+            self._put(slot.module, slot.attribute, self._float(slot, tensor))
             return
         scale = self.index.read(slot.scale.name).to(self.device, torch.float32)
-        codes = tensor.to(self.device)
+        codes = self.arena.keep(tensor) if self.arena else tensor.to(self.device)
         if self.verify:
             _check_fp8(slot.info, codes, scale)
         if self.dequantize:
@@ -138,10 +160,15 @@ class _Filler:
             self._put(slot.module, slot.attribute, codes)
             self._put(slot.module, slot.attribute + _SCALE, scale)
 
-    def _float(self, info: TensorInfo, tensor: Tensor) -> Tensor:
+    def _float(self, slot: _Slot, tensor: Tensor) -> Tensor:
+        info, is_matrix = slot.info, isinstance(slot.module, Linear)
         if self.verify and not _is_finite(tensor):
             raise CheckpointError(f"{_at(info)} holds NaN or infinite values; download {info.file.name} again")
-        return tensor.to(self.device, torch.float32 if KEPT_FLOAT32.search(info.name) else self.dtype)
+        if KEPT_FLOAT32.search(info.name):
+            return tensor.to(self.device, torch.float32)
+        if self.arena and is_matrix and tensor.dtype in (torch.float32, torch.bfloat16):
+            return self.arena.keep(tensor)
+        return tensor.to(self.device, self.dtype)
 
     @staticmethod
     def _put(module: nn.Module, attribute: str, tensor: Tensor) -> None:
@@ -276,6 +303,13 @@ def _share(model: DeepseekV32ForCausalLM) -> None:
 def _alias(copy: Linear | nn.Embedding, original: Linear | nn.Embedding) -> None:
     if copy.weight.is_meta or torch.equal(copy.weight, original.weight):
         copy.register_parameter("weight", cast(nn.Parameter, original.weight))
+
+
+def _trim_heap() -> None:
+    """Give freed memory back: between weights that stay, conversions leave holes of up to half of their size."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def _at(info: TensorInfo) -> str:

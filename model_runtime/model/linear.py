@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from v32.kernels.fp8_gemm import ActScaleFormat, dequantize, fp8_gemm
+from v32.kernels.fp8_gemm.cpu import linear
 
 
 class Linear(nn.Module):
-    """y = x Wᵀ; `weight` [out, in], `weight_scale_inv` [ceil(out/128), ceil(in/128)] when the weight is FP8."""
+    """y = x Wᵀ in the dtype of x; `weight` [out, in], `weight_scale_inv` [⌈out/128⌉, ⌈in/128⌉] when it is FP8."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -22,7 +23,10 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.weight_scale_inv is None:
-            return F.linear(x, self.weight)
+            if self.weight.dtype == x.dtype:
+                return F.linear(x, self.weight)
+            y = linear(x, self.weight)
+            return F.linear(x, self.weight.to(x.dtype)) if y is None else y
         return fp8_gemm(x, self.weight, self.weight_scale_inv, self.act_scale_fmt)
 
     def float_weight(self, dtype: torch.dtype) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal, cast
 
-import torch
 from torch import Tensor, nn
 
 from v32.kernels.fp8_gemm import ActScaleFormat
@@ -86,8 +85,7 @@ class DeepseekV32ForCausalLM(nn.Module):
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """hidden [M, D] -> float32 [M, vocab_size]."""
-        weight = self.lm_head.float_weight(torch.float32) if hidden.dtype != torch.float32 else self.lm_head.weight
-        return torch.nn.functional.linear(hidden.float(), weight)
+        return self.lm_head(hidden.float())
 
     def set_numerics(self, numerics: Numerics) -> None:
         """Choose how activations are rounded.

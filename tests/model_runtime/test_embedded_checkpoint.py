@@ -34,7 +34,7 @@ def test_fp8_in_memory_gives_the_same_logits_as_dequantised_weights() -> None:
     ids = list(range(3, 200))
     stored = full_logits(load_checkpoint(embedded_checkpoint(), dequantize=False), ids)
     dequantised = full_logits(load_checkpoint(embedded_checkpoint(), dequantize=True), ids)
-    assert torch.allclose(stored, dequantised, atol=1e-3)
+    assert (stored - dequantised).abs().max() < 2e-4 * dequantised.abs().max()
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ def test_fp8_in_memory_equals_fp8_dequantised(write: Callable[..., Path]) -> Non
     assert kept.model.layers[0].self_attn.q_a_proj.weight.dtype == torch.float8_e4m3fn
     assert kept.model.layers[1].mlp.experts[3].down_proj.weight.dtype == torch.float8_e4m3fn
     assert all(tensor.dtype == torch.float32 for tensor in floats.state_dict().values())
-    assert torch.equal(full_logits(kept, IDS), full_logits(floats, IDS))
+    assert torch.allclose(full_logits(kept, IDS), full_logits(floats, IDS), rtol=1e-4, atol=1e-5)
 
 
 def test_fp8_holds_what_quantising_the_weights_gives(write: Callable[..., Path], model: DeepseekV32ForCausalLM) -> None:
