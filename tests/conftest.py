@@ -10,6 +10,7 @@ import pytest
 
 if TYPE_CHECKING:
     from v32.model_runtime.encoding import ChatTokenizer
+    from v32.model_runtime.grammar import ConstraintCompiler
 
 
 @pytest.fixture
@@ -32,3 +33,11 @@ def tokenizer(tokenizer_file: Path) -> ChatTokenizer:
     from v32.model_runtime.encoding import ChatTokenizer
 
     return ChatTokenizer.from_file(tokenizer_file)
+
+
+@pytest.fixture(scope="session")
+def constraints(tokenizer: ChatTokenizer) -> ConstraintCompiler:
+    """For the model's whole vocabulary; to prepare it takes half a second, and each grammar is compiled once."""
+    from v32.model_runtime.grammar import ConstraintCompiler
+
+    return ConstraintCompiler(tokenizer, 129_280)

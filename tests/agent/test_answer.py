@@ -18,6 +18,7 @@ from v32.model_runtime.chat import ChatModel
 from v32.model_runtime.encoding import ChatTokenizer
 from v32.model_runtime.errors import GeneratorError, UnsupportedSchemaError
 from v32.model_runtime.generators.scripted import ScriptedGenerator
+from v32.model_runtime.grammar import ConstraintCompiler
 from v32.tools import RawTool, tool
 
 pytestmark = pytest.mark.anyio
@@ -38,11 +39,11 @@ def population(city: str) -> int:
 
 
 @pytest.fixture
-def held(tokenizer: ChatTokenizer) -> Callable[..., ChatModel]:
+def held(tokenizer: ChatTokenizer, constraints: ConstraintCompiler) -> Callable[..., ChatModel]:
     """A model whose script is an error where the grammar forbids it."""
 
     def model(*completions: str) -> ChatModel:
-        return ChatModel(ScriptedGenerator(tokenizer, completions, obeys_grammar=True), tokenizer)
+        return ChatModel(ScriptedGenerator(tokenizer, completions, obeys_grammar=True), tokenizer, compiler=constraints)
 
     return model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import aclosing
+from functools import lru_cache
 from itertools import repeat
 from typing import Any
 
@@ -15,6 +16,7 @@ from v32.model_runtime.checkpoint.variant import VariantInfo
 from v32.model_runtime.encoding import V32, ChatTokenizer
 from v32.model_runtime.errors import ContextOverflowError, EncodingError, GeneratorError, UnsupportedSchemaError
 from v32.model_runtime.generators import ScriptedGenerator
+from v32.model_runtime.grammar import ConstraintCompiler
 from v32.model_runtime.messages import (
     Completion,
     ContentDelta,
@@ -43,9 +45,14 @@ SPECIALE = VariantInfo("speciale", "the folder name 'DeepSeek-V3.2-Speciale'")
 def scripted(tokenizer: ChatTokenizer, *completions: str, **options: Any) -> ChatModel:
     names = ("max_context", "seconds_per_token")
     of_generator = {name: options.pop(name) for name in names if name in options}
-    return ChatModel(
-        ScriptedGenerator(tokenizer, completions, obeys_grammar=True, **of_generator), tokenizer, **options
-    )
+    generator = ScriptedGenerator(tokenizer, completions, obeys_grammar=True, **of_generator)
+    return ChatModel(generator, tokenizer, **{"compiler": constraints_of(tokenizer), **options})
+
+
+@lru_cache(maxsize=1)
+def constraints_of(tokenizer: ChatTokenizer) -> ConstraintCompiler:
+    """To prepare the vocabulary takes half a second."""
+    return ConstraintCompiler(tokenizer)
 
 
 def asked(model: ChatModel, question: str = "?", tools: Sequence[ToolSpec] = ()) -> Transcript:

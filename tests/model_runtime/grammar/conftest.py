@@ -18,8 +18,8 @@ Call = tuple[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
-def deepseek(tokenizer: ChatTokenizer) -> ConstraintCompiler:
-    return ConstraintCompiler(tokenizer, 129_280)
+def deepseek(constraints: ConstraintCompiler) -> ConstraintCompiler:
+    return constraints
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from v32.model_runtime.checkpoint.variant import VariantInfo
 from v32.model_runtime.encoding import V32, ChatTokenizer, encode_messages
 from v32.model_runtime.encoding.encoder import calls_piece
 from v32.model_runtime.generators import ScriptedGenerator
+from v32.model_runtime.grammar import ConstraintCompiler
 from v32.model_runtime.server import create_app
 
 NAME = "deepseek-v3.2"
@@ -46,13 +47,13 @@ def served(model: ChatModel, **options: Any) -> Iterator[str]:
 
 
 @pytest.fixture
-def client(tokenizer: ChatTokenizer) -> Iterator[Callable[..., openai.OpenAI]]:
+def client(tokenizer: ChatTokenizer, constraints: ConstraintCompiler) -> Iterator[Callable[..., openai.OpenAI]]:
     """`client(completion, ...)`: a client of a server whose model says these, as far as the grammar lets it."""
     with ExitStack() as stack:
 
         def make(*completions: str, key: str = "none", api_key: str | None = None, **options: Any) -> openai.OpenAI:
             generator = ScriptedGenerator(tokenizer, completions, obeys_grammar=True, max_context=5_000)
-            model = ChatModel(generator, tokenizer, **options)
+            model = ChatModel(generator, tokenizer, compiler=constraints, **options)
             url = stack.enter_context(served(model, api_key=api_key))
             made = stack.enter_context(openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=30))
             made.generator = generator  # type: ignore[attr-defined]
