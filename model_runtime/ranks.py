@@ -134,12 +134,12 @@ def follow() -> None:
     rank, num_ranks, port = (int(os.environ[name]) for name in (_RANK, _COUNT, _PORT))
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     store = dist.TCPStore("127.0.0.1", port, None, False, timedelta(seconds=_START_SECONDS))
-    store.set(f"here/{rank}", b"")
+    store.set(f"here/{rank}", "")
     try:
         ranks = Ranks(store, Shard(rank, num_ranks))
         folder, device, dtype, kv_dtype = ranks.receive()
         model = load_shard(Path(folder), ranks, device=device, dtype=dtype)
-        store.set(f"loaded/{rank}", b"")
+        store.set(f"loaded/{rank}", "")
         _Follower(model, ranks, kv_dtype).serve()
     except RankError:
         os._exit(1)  # rank 0 has gone, or says what happened

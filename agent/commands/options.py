@@ -34,6 +34,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--numerics", choices=("float", "deepseek"), default="float", help="deepseek: round as published"
     )
+    group.add_argument(
+        "--tensor-parallel", type=int, default=1, metavar="N", help="CPU processes that share the weights"
+    )
     group.add_argument("--max-context", type=int, metavar="N", help="positions of prompt and completion together")
     group.add_argument("--chat-mode", action="store_true", help="answer without thinking")
     group.add_argument("--no-grammar", action="store_true", help="do not hold calls to the grammar of the tools")
@@ -80,6 +83,7 @@ def load(arguments: argparse.Namespace) -> ChatModel:
         thinking_mode="chat" if arguments.chat_mode else "thinking",
         grammar=not arguments.no_grammar,
         max_context=arguments.max_context,
+        tensor_parallel=arguments.tensor_parallel,
         tokenizer=arguments.tokenizer,
         server_model=arguments.server_model,
     )

@@ -80,7 +80,7 @@ class Ranks:
         return pickle.loads(data.numpy().tobytes())
 
     def _group(self, name: str, timeout: timedelta) -> Any:
-        return dist.ProcessGroupGloo(dist.PrefixStore(name, self.store), *self.shard, timeout)  # type: ignore[attr-defined]
+        return dist.ProcessGroupGloo(dist.PrefixStore(name, self.store), *self.shard, timeout)
 
     def _checked(self, start: Callable[[], Any]) -> None:
         """After one failure the ranks no longer agree on what comes next: nothing is tried again."""

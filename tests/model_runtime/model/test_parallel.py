@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -149,3 +151,31 @@ def test_load_model_starts_the_ranks_and_ends_them() -> None:
         return found
 
     assert asyncio.run(ids(parallel)) == asyncio.run(ids(whole))
+
+
+LEADER = """
+import sys, time
+from pathlib import Path
+from v32.model_runtime.ranks import load_shards
+model = load_shards(Path(sys.argv[1]), 2)
+print(model.processes.all[0].pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_the_other_ranks_end_with_a_killed_leader(folder: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", LEADER, str(folder)], stdout=subprocess.PIPE, text=True) as leader:
+        assert leader.stdout is not None
+        follower = int(leader.stdout.readline())
+        leader.kill()
+    deadline = time.monotonic() + 10
+    while _is_running(follower) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _is_running(follower)
+
+
+def _is_running(pid: int) -> bool:
+    """False for a zombie, which waits for whoever has adopted it."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text(encoding="ascii").rsplit(")", 1)[1].split()[0] != "Z"
