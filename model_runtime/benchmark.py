@@ -165,7 +165,7 @@ class V32Runner:
             return  # PyTorch is what computes
         found = self._logits(ids)
         self.model.model.uses_native = False
-        _check_close(found, self._logits(ids))
+        check_close(found, self._logits(ids))
         self.model.model.uses_native = True
 
     def _logits(self, ids: list[int]) -> torch.Tensor:
@@ -218,7 +218,7 @@ class TransformersRunner:
         from v32.model_runtime.scoring import full_logits
 
         ours = full_logits(load_checkpoint(Path(self.model.config.name_or_path)), ids)
-        _check_close(self.model(torch.tensor([ids])).logits[0].float(), ours)
+        check_close(self.model(torch.tensor([ids])).logits[0].float(), ours)
 
     @torch.inference_mode()
     def prefill(self, ids: list[int]) -> Any:
@@ -241,7 +241,8 @@ class TransformersRunner:
         return None
 
 
-def _check_close(found: torch.Tensor, expected: torch.Tensor) -> None:
+def check_close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Raise `BenchmarkError` unless logits agree within TOLERANCE."""
     error = float((found - expected).abs().max() / expected.abs().max())
     if not error < TOLERANCE:
         raise BenchmarkError(f"logits differ from those of the reference by {error:.1e} of the largest: no speed given")
@@ -292,7 +293,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("plan", nargs="?", default="{}", help="a Plan as JSON")
     arguments = parser.parse_args()
-    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(arguments.plan).items()}
+    fields: dict[str, Any] = json.loads(arguments.plan)
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
     for measurement in measure(arguments.engine, arguments.folder, Plan(**fields)):
         print(json.dumps(asdict(measurement)), flush=True)
 
