@@ -78,9 +78,6 @@ class Arena:
             text = text.replace(f"@@{name}@@", str(value))
         return text
 
-    def forget_connections(self) -> None:
-        self.connected = dict.fromkeys(self.connected, False)
-
     def _plant(self, name: str, mode: int) -> Path:
         path = self.folder / name
         path.write_text(self.canary)

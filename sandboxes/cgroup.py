@@ -43,11 +43,6 @@ class Cgroup:
         """How often the kernel has refused a process in here."""
         return _counter(self.pids / "pids.events", "max")
 
-    def peak_memory(self) -> int:
-        """Most bytes ever held."""
-        name = "memory.peak" if self.version == 2 else "memory.max_usage_in_bytes"
-        return int((self.memory / name).read_text())
-
     def kill(self) -> None:
         """Kill every process in it."""
         for path in self.directories:

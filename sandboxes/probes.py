@@ -28,11 +28,6 @@ async def report(policy: SandboxPolicy = SandboxPolicy()) -> list[BackendReport]
     return [await probe(backend, policy) for backend in backends]
 
 
-async def available_backends() -> list[str]:
-    """The names of those that work here."""
-    return [entry.backend for entry in await report() if entry.works]
-
-
 async def probe(backend: str, policy: SandboxPolicy = SandboxPolicy()) -> BackendReport:  # noqa: B008
     """Open it and compute 1+1 inside."""
     start = time.monotonic()

@@ -2,12 +2,12 @@
 
 Exact where it can be, an upper bound where a process hides or the kernel does not say:
 
-    anonymous      resident, of each process
+    private        resident, swapped out, and the page tables, of each process
     shared         every shared mapping whole, each object once: its pages need not be resident anywhere
     hidden         a process whose mappings cannot be read, or are too many to read, counts with its address space
     workspace      what its file systems hold
-    the kernel's   growth of the whole machine's since the call began, against the same limit by itself: socket and
-                   pipe buffers, page tables, locks belong to no process
+    the kernel's   socket and pipe buffers and locks belong to no process: where the sandbox has many descriptors open,
+                   growth of the whole machine's since the call began, against the same limit by itself
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # slow to import
 
 PAUSE_SECONDS = 0.05
 MAPS_BYTES = 1 << 20
+PRIVATE = (b"RssAnon", b"VmSwap", b"VmPTE")
+MANY_DESCRIPTORS = 64
 USERS = (b"MemFree", b"Buffers", b"Cached", b"SwapCached", b"AnonPages", b"SReclaimable")
 
 
@@ -45,11 +47,14 @@ class Watchdog:
         if now < self._next:
             return False
         pids = self._members()
-        used = sum(anonymous_bytes(pid) for pid in pids) + self._shared_bytes(pids)
+        used = sum(private_bytes(pid) for pid in pids) + self._shared_bytes(pids)
         used += sum(used_bytes(directory) for directory in self._pools.values())
-        grown = kernel_bytes() - self._kernel_before
+        is_over = used > self._limit or (self._has_the_kernel_grown() and descriptors(pids) >= MANY_DESCRIPTORS)
         self._next = now + max(PAUSE_SECONDS, 10 * (time.process_time() - cpu))
-        return used > self._limit or grown > self._limit
+        return is_over
+
+    def _has_the_kernel_grown(self) -> bool:
+        return kernel_bytes() - self._kernel_before > self._limit
 
     def _shared_bytes(self, pids: list[int]) -> int:
         pools = {b"%02x:%02x" % (posix.major(device), posix.minor(device)) for device in self._pools}
@@ -70,9 +75,19 @@ class Watchdog:
         return hidden + sum(objects.values())
 
 
-def anonymous_bytes(pid: int) -> int:
-    fields = read(f"/proc/{pid}/statm").split()
-    return (int(fields[1]) - int(fields[2])) * PAGE if len(fields) > 2 else 0
+def private_bytes(pid: int) -> int:
+    return sum(_sizes(f"/proc/{pid}/status", PRIVATE).values())
+
+
+def descriptors(pids: list[int]) -> int:
+    """How many are open; a process that hides them has many."""
+    count = 0
+    for pid in pids:
+        try:
+            count += len(posix.listdir(f"/proc/{pid}/fd"))
+        except OSError:
+            count += MANY_DESCRIPTORS
+    return count
 
 
 def address_space_bytes(pid: int) -> int:
@@ -82,6 +97,11 @@ def address_space_bytes(pid: int) -> int:
 
 def kernel_bytes() -> int:
     """What is neither free, nor user memory, nor a cache that shrinks on demand; of the whole machine."""
-    lines = dict(line.split(b":", 1) for line in read("/proc/meminfo").splitlines() if b":" in line)
-    sizes = {name: int(lines[name].split()[0]) << 10 for name in (b"MemTotal", *USERS) if name in lines}
+    sizes = _sizes("/proc/meminfo", (b"MemTotal", *USERS))
     return sizes.pop(b"MemTotal", 0) - sum(sizes.values())
+
+
+def _sizes(path: str, names: tuple[bytes, ...]) -> dict[bytes, int]:
+    """Of the lines `name: number kB`, those asked for, in bytes."""
+    lines = (line.partition(b":") for line in read(path).splitlines())
+    return {name: int(text.split()[0]) << 10 for name, _, text in lines if name in names}

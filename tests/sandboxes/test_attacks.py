@@ -122,7 +122,6 @@ CASES = {
     ),
     "no core limit of 0": (Recipe(seccomp_without=frozenset({"prlimit64", "setrlimit"})), ("core-pattern-pipe",)),
     "/proc without keys": (Recipe(hidden_in_proc=False, private_uid=False), ("proc-keys",)),
-    "watchdog": (Recipe(cgroup=False, watchdog=False), ("memory-hidden",)),
 }  # fmt: skip
 
 
@@ -136,19 +135,17 @@ def test_without_a_defence_its_attacks_succeed(defence: str) -> None:
         assert (name, result.outcome) == (name, expected), result.evidence
 
 
-NO_GROUP = Recipe(cgroup=False)
 LINES = {
     "a nonce for each request": (Recipe(), "supervisor.py", "reply[:NONCE] == call.nonce and ", "forge-answer"),
     "a supervisor nobody looks into": (
         Recipe(landlock=False, seccomp=False),
         "supervisor.py",
         "confine.set_dumpable(False)",
-        "ptrace-pid1",
+        "proc-pid1-mem",
     ),
     "stopped checkpoints": (Recipe(), "interpreters.py", "kill(copy.pid, _signal.SIGSTOP)", "checkpoint-planted"),
     "blocking output": (Recipe(), "kernel.py", "_make_blocking(1, 2)", "pipe-flags-persist"),
     "a workspace opened before it is emptied": (Recipe(), "storage.py", "posix.chmod(directory, 0o700)", "wipe-odd"),
-    "hidden memory counts": (NO_GROUP, "watchdog.py", "hidden += address_space_bytes(pid)", "memory-hidden"),
 }
 
 
