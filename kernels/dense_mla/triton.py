@@ -44,7 +44,7 @@ def expanded_mla(
     out = torch.empty(num_queries, num_heads, v.shape[-1], dtype=v.dtype, device=v.device)
     chosen = visible if indices is None else _chosen(indices, num_keys)
     is_small = q_nope.dtype == torch.float32
-    queries, keys = (16, 16) if is_small else (64, 32) if gpu.is_amd else (64, 64)
+    queries, keys = (16, 16) if is_small else (64, 32) if gpu.is_amd or gpu.arch == "sm_120" else (64, 64)
     gpu.launch(
         _expanded,
         (triton.cdiv(num_queries, queries), num_heads),
