@@ -26,7 +26,7 @@ from v32.model_runtime.messages import ToolSpec
 IGNORED = -100
 POOL = 2
 """Batches drawn at a time; cutting the pool by length keeps padding low."""
-WEIGHTS = {"chat": 0.6, "own_tool": 2.0, "error_retry": 2.0, "not_found": 2.0, "compare": 2.0, "two_hop": 1.5}
+WEIGHTS = {"chat": 0.6, "own_tool": 2.0, "error_retry": 2.0, "not_found": 1.5, "compare": 2.5, "two_hop": 1.5}
 """How often a kind is drawn; 1 where nothing is said."""
 SEARCH_DEPTHS = (3, 3, 5)
 """Search results per call, one choice a batch."""
@@ -90,21 +90,24 @@ class Batches:
             if len(demo.token_ids) <= self.max_length:
                 pool.append((task, demo))
                 size += len(demo.token_ids)
-        pool.sort(key=lambda pair: len(pair[1].token_ids))
+        pool.sort(key=_length)
         return _pack(_neighbours(random, pool, tokens), prefix, self.tokenizer.eos_id)
 
 
 def _neighbours(
     random: Random, by_length: list[tuple[Task, Demonstration]], tokens: int
 ) -> list[tuple[Task, Demonstration]]:
-    """Neighbours in length, from a random place, as many as fit."""
-    start = random.randrange(max(len(by_length) * (POOL - 1) // POOL, 1))
-    chosen: list[tuple[Task, Demonstration]] = []
-    for pair in by_length[start:]:
-        if chosen and (len(chosen) + 1) * len(pair[1].token_ids) > tokens:
-            break
-        chosen.append(pair)
-    return chosen
+    """As many as fit of a random one's neighbours in length: longer ones first, so that the longest are seen."""
+    start = end = random.randrange(len(by_length))
+    while end < len(by_length) and (end == start or (end + 1 - start) * _length(by_length[end]) <= tokens):
+        end += 1
+    while start > 0 and (end + 1 - start) * _length(by_length[end - 1]) <= tokens:
+        start -= 1
+    return by_length[start:end]
+
+
+def _length(pair: tuple[Task, Demonstration]) -> int:
+    return len(pair[1].token_ids)
 
 
 def specs_of(toolset: Toolset, max_hits: int = MAX_HITS) -> list[ToolSpec]:
