@@ -59,12 +59,12 @@ STAGES = [
     Stage("dense", 4600, muon_lr=2e-3, adam_lr=1.5e-3, lesson_steps=400, decay_share=0.72, final_lr=0.45),
     Stage("warmup", 80, muon_lr=0.0, adam_lr=3e-3, warm_steps=10),
     Stage("sparse", 1000, muon_lr=9e-4, adam_lr=6.8e-4, warm_steps=10, decay_share=1.0),
-    Stage("sparse", 420, muon_lr=7e-4, adam_lr=5.5e-4, warm_steps=10, decay_share=1.0),
-    Stage("mtp", 120, muon_lr=4e-3, adam_lr=2e-3, warm_steps=20),
+    Stage("sparse", 350, muon_lr=7e-4, adam_lr=5.5e-4, warm_steps=10, decay_share=1.0),
+    Stage("mtp", 80, muon_lr=4e-3, adam_lr=2e-3, warm_steps=20),
 ]
 SPECIALE_STAGES = [
-    Stage("sparse", 500, muon_lr=1e-3, adam_lr=8e-4, warm_steps=20, decay_share=0.8),
-    Stage("mtp", 100, muon_lr=2e-3, adam_lr=1e-3, warm_steps=20),
+    Stage("sparse", 300, muon_lr=1e-3, adam_lr=8e-4, warm_steps=20, decay_share=0.8),
+    Stage("mtp", 60, muon_lr=2e-3, adam_lr=1e-3, warm_steps=20),
 ]
 """On reasoning without tools, from the weights that STAGES end with."""
 TOKENIZER_TASKS = 6000
