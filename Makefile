@@ -1,4 +1,4 @@
-# make demo    set everything up and answer two questions with the embedded checkpoint
+# make demo    set everything up and answer a question that takes a search and a computation
 # make test    set everything up and run all tests
 # make check   formatting, lint, types, import directions, fast tests (one to two minutes on 2 cores)
 #
@@ -21,8 +21,7 @@ DEMO_OPTIONS := --tools search,python --docs examples/tiny_v32/corpus --topn 3 -
 .PHONY: demo test check lint types imports fast-tests eval setup clean
 
 demo: setup
-	$(BIN)/v32 run "What is the population of Todix?" $(DEMO_OPTIONS)
-	$(BIN)/v32 run "What is 784 * 4829?" $(DEMO_OPTIONS)
+	$(BIN)/v32 run "What is the population of Todix plus 30?" $(DEMO_OPTIONS)
 
 test: setup
 	$(PYTEST)

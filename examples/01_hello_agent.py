@@ -8,7 +8,7 @@ from v32.tools import tool
 @tool
 def population(city: str) -> int:
     """Number of inhabitants of a city."""
-    return {"Paris": 2_100_000}[city]
+    return {"Paris": 2_102_650}[city]
 
 
 def main(model=None):

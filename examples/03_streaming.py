@@ -10,7 +10,7 @@ from v32.tools import tool
 @tool
 def population(city: str) -> int:
     """Number of inhabitants of a city."""
-    return {"Paris": 2_100_000, "Rome": 2_750_000}[city]
+    return {"Paris": 2_102_650, "Rome": 2_750_000}[city]
 
 
 async def show(agent: Agent, prompt: str) -> None:
