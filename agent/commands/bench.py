@@ -55,8 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     for measurement in compare(folder, plan, engines=engines, rounds=arguments.rounds):
         measurements.append(measurement)
         print(json.dumps(asdict(measurement)) if arguments.json else _as_text(measurement), flush=True)
-    if not arguments.json:
-        print(*_ratios(measurements), sep="\n")
+    for line in [] if arguments.json else _ratios(measurements):
+        print(line)
     if arguments.chart:
         _draw(measurements, arguments.chart)
     return 0
