@@ -21,7 +21,7 @@ def main(log: str, picture: str) -> None:
     axes.plot([x["tokens"] / 1e6 for x in tests], [x["exact"] for x in tests], "ko", label="held-out tasks, exact")
     axes.set(xlabel="tokens seen, millions", ylabel="share", ylim=(0, 1.02), title="The tiny checkpoint learning")
     axes.grid(alpha=0.3)
-    axes.legend(loc="center")
+    axes.legend(loc="lower center")
     figure.tight_layout()
     figure.savefig(picture)
 
