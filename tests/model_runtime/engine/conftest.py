@@ -36,7 +36,7 @@ CONFIG = DeepseekV32Config(
     n_group=2,
     topk_group=1,
     rope_scaling=YarnScaling(4.0, 64, mscale_all_dim=1.0),
-    max_position_embeddings=1024,
+    max_position_embeddings=65536,
     is_fp8=False,
 )
 

@@ -114,7 +114,7 @@ def test_bad_requests_fail_alone(generator: LocalGenerator, oracle: Oracle) -> N
     async def requests() -> None:
         good = asyncio.ensure_future(collect(generator, oracle.random_ids(30)))
         with pytest.raises(ContextOverflowError):
-            await collect(generator, [1] * 2000)
+            await collect(generator, [1] * 70000)
         with pytest.raises(ValueError, match="the prompt is empty"):
             await collect(generator, [])
         assert len(await good) == 12
@@ -228,4 +228,4 @@ def test_description_is_plain_data(generator: LocalGenerator) -> None:
     description = generator.describe()
     assert description["generator"] == "local"
     assert description["dtype"] == "float32"
-    assert description["max_context"] == generator.max_context == 1024
+    assert description["max_context"] == generator.max_context == 65536
