@@ -12,7 +12,7 @@ import select
 import sys
 
 from call import drain  # type: ignore[import-not-found]
-from processes import kill  # type: ignore[import-not-found]
+from processes import is_dying, kill  # type: ignore[import-not-found]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # slow to import
@@ -150,6 +150,12 @@ class Interpreters:
             self.current = None
         for name in [name for name, copy in self.checkpoints.items() if copy.pid == pid]:
             self.checkpoints.pop(name).channel.close()
+
+    def note_dying(self) -> None:
+        """A killed process may answer for a moment still; it counts as ended."""
+        for pid in self.pids():
+            if is_dying(pid):
+                self.note_end(pid)
 
     def _open_pipes(self) -> None:
         if not self.pipes:

@@ -9,6 +9,8 @@ import posix
 
 PIECE = 64 << 10
 PAGE = posix.sysconf("SC_PAGESIZE")
+EXITING = 0x4  # PF_EXITING of a process's flags
+PENDING = (b"SigPnd:", b"ShdPnd:")
 
 
 def execute(argv: list[bytes], environment: dict[bytes, bytes], cwd: bytes) -> None:
@@ -51,6 +53,15 @@ def parent(pid: int) -> int:
     """The parent of a live process; -1 for a zombie or one that is gone."""
     fields = read(f"/proc/{pid}/stat").rpartition(b") ")[2].split(None, 2)
     return -1 if len(fields) < 2 or fields[0] in (b"Z", b"X") else int(fields[1])
+
+
+def is_dying(pid: int) -> bool:
+    """Whether it is gone, on its way out, or has a kill waiting that it has not seen yet."""
+    fields = read(f"/proc/{pid}/stat").rpartition(b") ")[2].split(None, 7)
+    if len(fields) < 8 or fields[0] in (b"Z", b"X") or int(fields[6]) & EXITING:
+        return True
+    waiting = [line.split()[1] for line in read(f"/proc/{pid}/status").splitlines() if line[:7] in PENDING]
+    return any(int(signals, 16) >> (_signal.SIGKILL - 1) & 1 for signals in waiting)
 
 
 def members(is_namespace: bool) -> list[int]:

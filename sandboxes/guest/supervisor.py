@@ -242,6 +242,7 @@ class Supervisor:
 
     def _finish(self, call: Call, how: bytes, detail: bytes) -> None:
         self._call = None
+        self._interpreters.note_dying()
         lost, self._interpreters.lost = self._interpreters.lost, False
         counts = (b"%d" % number for number in (lost, call.late, call.anomalies, call.is_over_memory))
         self._send(b"done", call.name, how, detail, *counts)
