@@ -7,11 +7,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from v32.model_runtime.errors import CheckpointError
 
 MODEL_TYPE = "deepseek_v32"
+Numerics = Literal["float", "deepseek"]
+"""`float`: activations keep their dtype. `deepseek`: they are rounded to FP8 wherever DeepSeek's reference does so."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 from v32.model_runtime.chat import ChatModel
 from v32.model_runtime.checkpoint.source import resolve_source
 from v32.model_runtime.checkpoint.variant import VariantChoice, detect_variant
+from v32.model_runtime.config import Numerics
 from v32.model_runtime.encoding import ChatTokenizer
 from v32.model_runtime.errors import CheckpointError
 from v32.model_runtime.generators.generator import SamplingParams
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from v32.model_runtime.generators import LocalGenerator, SGLangGenerator, VLLMGenerator
 
-Numerics = Literal["float", "deepseek"]
 _SERVER = re.compile(r"(vllm|sglang)\+(https?://.+)")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -180,8 +180,6 @@ def _load(
     tensor_parallel: int,
 ) -> LocalGenerator:
     from v32.model_runtime.checkpoint import load_checkpoint
-    from v32.model_runtime.checkpoint.index import CheckpointIndex
-    from v32.model_runtime.checkpoint.manifest import Manifest
     from v32.model_runtime.engine import Engine
     from v32.model_runtime.generators import LocalGenerator
 
@@ -198,7 +196,7 @@ def _load(
             max_context=max_context,
             max_batch_tokens=max_batch_tokens,
         )
-        return LocalGenerator(engine, name=folder.name, fingerprint=CheckpointIndex.from_dir(folder).fingerprint)
+        return LocalGenerator(engine, name=folder.name, fingerprint=_fingerprint(folder))
     model = load_checkpoint(
         folder,
         device=place,
@@ -216,11 +214,16 @@ def _load(
         num_drafts=num_drafts,
         kv_dtype=_dtype(kv_dtype),
     )
+    return LocalGenerator(engine, name=folder.name, fingerprint=_fingerprint(folder))
+
+
+def _fingerprint(folder: Path) -> str:
+    """The manifest's, which loading has checked; without one it is computed from the headers."""
+    from v32.model_runtime.checkpoint.index import CheckpointIndex
+    from v32.model_runtime.checkpoint.manifest import Manifest
+
     manifest = Manifest.read(folder)
-    fingerprint = (
-        manifest.fingerprint if manifest and manifest.fingerprint else CheckpointIndex.from_dir(folder).fingerprint
-    )
-    return LocalGenerator(engine, name=folder.name, fingerprint=fingerprint)
+    return manifest.fingerprint if manifest and manifest.fingerprint else CheckpointIndex.from_dir(folder).fingerprint
 
 
 def _connect(

@@ -37,3 +37,13 @@ class Manifest:
         if manifest.variant not in VARIANTS:
             raise CheckpointError(f"{file} names the variant {manifest.variant!r}; known are {', '.join(VARIANTS)}")
         return manifest
+
+    @classmethod
+    def check(cls, folder: Path, fingerprint: str) -> None:
+        """Raise `CheckpointError` if the folder's manifest was written for weights of another fingerprint."""
+        manifest = cls.read(folder)
+        if manifest and manifest.fingerprint and manifest.fingerprint != fingerprint:
+            raise CheckpointError(
+                f"the weights in {folder} are not those that {MANIFEST_FILE} was written for: damaged, or replaced; "
+                f"get them again, or delete {MANIFEST_FILE} if they were replaced on purpose"
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Literal, NamedTuple, Protocol
@@ -32,7 +33,7 @@ class Reply(Protocol):
         """After the last event."""
 
 
-class RemoteGenerator:
+class RemoteGenerator(ABC):
     """The model of a server. Each kind of server says how a request is written and how its reply is read."""
 
     kind: str
@@ -95,10 +96,12 @@ class RemoteGenerator:
         room = self._max_context - len(prompt_ids)
         return room if params.max_new_tokens is None else min(room, params.max_new_tokens)
 
+    @abstractmethod
     def _request(
         self, prompt_ids: Sequence[int], params: SamplingParams, constraint: TokenConstraint | None, num_new: int
     ) -> dict[str, Any]:
-        raise NotImplementedError
+        """What is sent."""
 
+    @abstractmethod
     def _reply(self, params: SamplingParams) -> Reply:
-        raise NotImplementedError
+        """What reads the answer."""

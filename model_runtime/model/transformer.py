@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import cast
 
 from torch import Tensor, nn
 
 from v32.kernels.fp8_gemm import ActScaleFormat
-from v32.model_runtime.config import DeepseekV32Config
+from v32.model_runtime.config import DeepseekV32Config, Numerics
 from v32.model_runtime.model.attention import Attention, WholeModel
 from v32.model_runtime.model.embedding import embedding
 from v32.model_runtime.model.indexer import Indexer
@@ -18,9 +18,6 @@ from v32.model_runtime.model.mtp import MTPLayer
 from v32.model_runtime.model.native import NativeDecoder
 from v32.model_runtime.model.norm import RMSNorm
 from v32.model_runtime.model.rotary import inverse_frequencies, rotary_angles
-
-Numerics = Literal["float", "deepseek"]
-"""`float`: activations keep their dtype. `deepseek`: they are rounded to FP8 wherever DeepSeek's reference does so."""
 
 
 class DeepseekV32Model(nn.Module):

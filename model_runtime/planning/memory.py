@@ -11,7 +11,8 @@ import torch
 
 from v32.model_runtime.cache.pages import PAGE_SIZE, KVLayout
 from v32.model_runtime.checkpoint.fp8 import num_blocks
-from v32.model_runtime.checkpoint.loader import KEPT_FLOAT32, dequantizes_by_default
+from v32.model_runtime.checkpoint.loader import dequantizes_by_default, has_native_kernels
+from v32.model_runtime.checkpoint.slots import KEPT_FLOAT32
 from v32.model_runtime.config import DeepseekV32Config
 from v32.model_runtime.engine.paged_attention import BLOCK_ELEMENTS
 from v32.model_runtime.model.sharding import Part, Shard, whole
@@ -45,9 +46,7 @@ class WeightForm:
         num_weights = sum(group.number * group.tensor.num_values for group in loaded)
         has_fp8 = any(group.tensor.dtype == FP8 for group in loaded)
         dequantize = has_fp8 and dequantizes_by_default(num_weights, kind, dtype)
-        # Without native kernels a CPU dequantises whatever is small enough.
-        is_native = kind == "cpu" and not dequantizes_by_default(0, kind, dtype)
-        return cls(dtype, dequantize, has_fp8, is_native)
+        return cls(dtype, dequantize, has_fp8, has_native_kernels(kind, dtype))
 
 
 class PartMemory(NamedTuple):
