@@ -1,6 +1,6 @@
-"""The processes of a tensor-parallel model: started here or by torchrun, watched, and ended with their leader.
+"""The processes of a tensor-parallel model: started here, watched, and ended with their leader.
 
-load_shards ─▶ starts N-1 times `python -m v32.model_runtime.ranks` ─▶ each loads its part, then follows rank 0
+load_shards ─▶ starts N-1 processes that `follow` ─▶ each loads its part, then repeats what rank 0 does
 """
 
 from __future__ import annotations
@@ -44,11 +44,12 @@ def load_shards(
     store = dist.TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=_START_SECONDS), wait_for_workers=False)
     processes = _Processes(store.port, num_ranks, threads)
     try:
-        ranks = Ranks(processes.when_all_are_there(store), Shard(0, num_ranks))
+        processes.wait_until(store, "here")
+        ranks = Ranks(store, Shard(0, num_ranks))
         ranks.explain = processes.explain
         ranks.send((str(folder), device, dtype, kv_dtype))
         model = load_shard(folder, ranks, device=device, dtype=dtype)
-        processes.wait_until_loaded(store)
+        processes.wait_until(store, "loaded")
     except BaseException:
         processes.end()
         raise
@@ -104,13 +105,6 @@ class _Processes:
         time.sleep(0.2)  # a broken connection is seen before the end of the process
         return ", ".join(self.dead()) or f"a rank has not answered within its time, of {len(self.all) + 1}"
 
-    def when_all_are_there(self, store: dist.Store) -> dist.Store:
-        self._wait(store, "here")
-        return store
-
-    def wait_until_loaded(self, store: dist.Store) -> None:
-        self._wait(store, "loaded")
-
     def end(self) -> None:
         atexit.unregister(self.end)
         deadline = time.monotonic() + _END_SECONDS
@@ -121,7 +115,8 @@ class _Processes:
                 process.kill()
                 process.wait()
 
-    def _wait(self, store: dist.Store, key: str) -> None:
+    def wait_until(self, store: dist.Store, key: str) -> None:
+        """All have said `key` ("here", "loaded"). Raises `RankError` if one ends before."""
         keys = [f"{key}/{rank}" for rank in range(1, len(self.all) + 1)]
         while not store.check(keys):
             if dead := self.dead():
