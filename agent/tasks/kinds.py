@@ -17,6 +17,7 @@ from v32.agent.tasks.toolsets import relation_named
 from v32.agent.tasks.world import Fact, Kind, World
 
 SUBJECT_KINDS: tuple[Kind, ...] = ("place", "place", "person")
+FOLLOW_UP_SUM_SHARE = 0.35
 
 
 def lookup(random: Random, split: Split, toolset: Toolset) -> Task:
@@ -69,10 +70,7 @@ def two_hop(random: Random, split: Split, toolset: Toolset) -> Task:
 def arithmetic(random: Random, split: Split, toolset: Toolset) -> Task:
     """A sum in symbols, in words or in a small story, worked out by Python."""
     question, expression = _story(random, split) if random.random() < 0.4 else _expression(random, split)
-    result = _evaluate(expression)
-    step = _python(f"I compute {expression}.", f"print({expression})")
-    turn = Turn(question, (step,), f"The result is {result}.", f"The result is {result}.")
-    return Task("arithmetic", (turn,), (), toolset.builtin, toolset.records)
+    return Task("arithmetic", (_sum(question, expression),), (), toolset.builtin, toolset.records)
 
 
 def lookup_compute(random: Random, split: Split, toolset: Toolset) -> Task:
@@ -102,7 +100,10 @@ def compare(random: Random, split: Split, toolset: Toolset) -> Task:
     winner = a if _compare(int(first.object), sign, int(second.object)) else b
     steps = (
         Step(f"I need {_noun(first)} and {_noun(second)}.", (_query(first), _query(second))),
-        _python(f"{first.sentence} {second.sentence} Now I compare.", f"print('{a}' if {comparison} else '{b}')"),
+        _python(
+            f"{first.sentence} {second.sentence} Now I compare {a} and {b}: which is {word}?",
+            f"print('{a}' if {comparison} else '{b}')",
+        ),
     )
     turn = Turn(question, steps, f"The result is {winner}.", f"{winner} has the {word} {label}.")
     return Task("compare", (turn,), world.documents(), toolset.builtin, toolset.records)
@@ -120,7 +121,9 @@ def two_calls(random: Random, split: Split, toolset: Toolset) -> Task:
 
 
 def follow_up(random: Random, split: Split, toolset: Toolset) -> Task:
-    """A second question about the subject of the first, which it does not name."""
+    """A second question about the subject of the first, which it does not name; or a second sum."""
+    if "python" in toolset.builtin and random.random() < FOLLOW_UP_SUM_SHARE:
+        return _two_sums(random, split, toolset)
     world = World(random, split)
     first = _new_fact(world)
     second_relation = world.relation(first.relation.subject)
@@ -252,6 +255,23 @@ def _expression(random: Random, split: Split) -> tuple[str, str]:
         for symbol, word in phrasing.OPERATOR_WORDS.items():
             shown = shown.replace(symbol, word)
     return phrase(random, split, phrasing.EXPRESSION_FORMS, x=shown), expression
+
+
+def _two_sums(random: Random, split: Split, toolset: Toolset) -> Task:
+    """The second sum goes on with the result of the first, or is about other numbers."""
+    first = arithmetic(random, split, toolset).turns[0]
+    second = arithmetic(random, split, toolset).turns[0]
+    if random.random() < 0.7:
+        result = first.answer.removeprefix("The result is ").removesuffix(".")
+        operator, n = random.choice("+-*"), number(random, random.choice((1, 2, 2, 3)))
+        second = _sum(phrase(random, split, phrasing.FOLLOW_UP_SUMS[operator], n=n), f"{result} {operator} {n}")
+    return Task("follow_up", (first, second), (), toolset.builtin, toolset.records)
+
+
+def _sum(question: str, expression: str) -> Turn:
+    result = _evaluate(expression)
+    step = _python(f"I compute {expression}.", f"print({expression})")
+    return Turn(question, (step,), f"The result is {result}.", f"The result is {result}.")
 
 
 def _story(random: Random, split: Split) -> tuple[str, str]:

@@ -29,6 +29,11 @@ def name(random: Random, split: Split) -> str:
             return candidate
 
 
+def invented_word(random: Random) -> str:
+    """A word in small letters, as a parameter or part of a tool's name."""
+    return _raw_name(random).lower()
+
+
 def misspelt(random: Random, word: str) -> str:
     """The word with one inner letter dropped, doubled or changed."""
     while True:
@@ -42,6 +47,14 @@ def misspelt(random: Random, word: str) -> str:
 
 
 def number(random: Random, digits: int) -> int:
+    """So many digits; now and then a round number or one of few different digits, which are harder to copy."""
+    draw = random.random()
+    if digits > 2 and draw < 0.12:
+        zeros = random.randint(1, digits - 1)
+        return int(number(random, digits - zeros) * 10**zeros)
+    if digits > 2 and draw < 0.16:
+        first = random.choice("123456789")
+        return int(first + "".join(random.choices((first, "0"), k=digits - 1)))
     return random.randint(10 ** (digits - 1) if digits > 1 else 2, 10**digits - 1)
 
 

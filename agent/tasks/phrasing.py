@@ -60,6 +60,11 @@ FOLLOW_UP_FORMS = (
     "And can you find {p} {r}?",
     "What about {p} {r}?",
 )
+FOLLOW_UP_SUMS = {
+    "+": ("Now add {n} to it.", "And plus {n}?", "Add {n} to that.", "And if you add {n}?"),
+    "-": ("Now subtract {n} from it.", "And minus {n}?", "Subtract {n} from that.", "And if you subtract {n}?"),
+    "*": ("Now multiply it by {n}.", "And times {n}?", "Multiply that by {n}.", "And if you multiply it by {n}?"),
+}
 COMPARISON_FORMS = (
     "Which is {c}, the {r} of {a} or the {r} of {b}?",
     "Does {a} or {b} have the {c} {r}?",

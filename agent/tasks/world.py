@@ -44,6 +44,7 @@ RELATIONS = (
     Relation("salary", "person", "number", "How much does {s} earn?"),
     Relation("phone number", "person", "number", "Which phone number does {s} have?"),
 )
+NUMBER_DIGITS = (2, 3, 3, 4, 4, 5, 5, 6, 7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ class World:
 
     def _draw(self, kind: Kind) -> str:
         if kind == "number":
-            return str(number(self.random, self.random.choice((2, 3, 4, 5))))
+            return str(number(self.random, self.random.choice(NUMBER_DIGITS)))
         if kind == "year":
             return str(self.random.randint(1000, 2029))
         first = name(self.random, self.split)

@@ -17,7 +17,7 @@ from v32.agent.tasks.kinds import FIRST_LESSONS, TaskKind, kinds_for
 from v32.agent.tasks.names import Split
 from v32.agent.tasks.task import Task, Toolset
 from v32.agent.tasks.toolbox import MAX_HITS, record_tool
-from v32.agent.tasks.toolsets import INSTRUCTIONS, random_toolset
+from v32.agent.tasks.toolsets import INSTRUCTIONS, builtin_toolset, random_toolset, record_toolset
 from v32.agent.training.demonstrations import Demonstration, demonstrate, preamble
 from v32.agent.training.offer import builtin_specs, spec_of
 from v32.model_runtime.encoding.tokenizer import ChatTokenizer
@@ -26,8 +26,10 @@ from v32.model_runtime.messages import ToolSpec
 IGNORED = -100
 POOL = 2
 """Batches drawn at a time; cutting the pool by length keeps padding low."""
-WEIGHTS = {"chat": 0.6, "own_tool": 2.0, "error_retry": 2.0, "not_found": 1.5, "compare": 5.0, "two_hop": 1.5}
+WEIGHTS = {"chat": 0.6, "own_tool": 2.0, "error_retry": 2.0, "not_found": 1.5, "compare": 2.5, "two_hop": 1.5}
 """How often a kind is drawn; 1 where nothing is said."""
+RECORD_BATCHES = 2
+"""A step."""
 SEARCH_DEPTHS = (3, 3, 5)
 """Search results per call, one choice a batch."""
 
@@ -39,6 +41,10 @@ class PackedBatch(NamedTuple):
     input_ids: Tensor  # int64 [B, T]
     labels: Tensor  # int64 [B, T], IGNORED elsewhere
     kinds: list[str]
+
+    @property
+    def num_written(self) -> int:
+        return int((self.labels != IGNORED).sum())
 
     @property
     def num_tokens(self) -> int:
@@ -58,16 +64,30 @@ class Batches:
     toolless_kinds: Sequence[TaskKind] = ()
     """Only these, and no tools preamble, where any are given."""
 
-    def batch(self, number: int, *, first_lessons: bool = False) -> PackedBatch:
-        """`first_lessons`: half the size, short kinds that are mostly copying, no tools preamble.
-
-        Batches of record tools have a quarter: what they teach is reading the preamble, one a batch."""
-        random = Random(f"{self.split}-{self.seed}-{self.rank}-{number}")
+    def step(self, number: int, *, first_lessons: bool = False) -> list[PackedBatch]:
+        """What one step of training averages over: built-in tools in one batch, record tools in small ones, because
+        what those teach is to read the preamble, and a batch has one."""
+        random = self._random("step", number)
         if self.toolless_kinds:
-            return self._packed(random, Toolset(()), self.toolless_kinds, [self.tokenizer.bos_id], MAX_HITS, 1)
+            return [self._packed(random, Toolset(()), self.toolless_kinds, [self.tokenizer.bos_id], MAX_HITS, 1)]
         if first_lessons:
-            return self._packed(random, Toolset(("search", "python")), FIRST_LESSONS, [self.tokenizer.bos_id], 3, 2)
-        toolset, max_hits = random_toolset(random), random.choice(SEARCH_DEPTHS)
+            tools = Toolset(("search", "python"))
+            return [self._packed(random, tools, FIRST_LESSONS, [self.tokenizer.bos_id], 3, 2)]
+        toolsets = [builtin_toolset(random), *(record_toolset(random) for _ in range(RECORD_BATCHES))]
+        return [self._offering(random, toolset) for toolset in toolsets]
+
+    def batch(self, number: int) -> PackedBatch:
+        """One batch of any kind, for evaluation."""
+        if self.toolless_kinds:
+            return self.step(number)[0]
+        random = self._random("batch", number)
+        return self._offering(random, random_toolset(random))
+
+    def _random(self, *parts: object) -> Random:
+        return Random(repr((self.split, self.seed, self.rank, *parts)))
+
+    def _offering(self, random: Random, toolset: Toolset) -> PackedBatch:
+        max_hits = random.choice(SEARCH_DEPTHS)
         prefix = preamble(specs_of(toolset, max_hits), self.tokenizer, random.choice(INSTRUCTIONS))
         return self._packed(random, toolset, kinds_for(toolset), prefix, max_hits, 4 if toolset.records else 1)
 

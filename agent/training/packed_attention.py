@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from v32.kernels.index_score import index_score
-from v32.kernels.topk_select import topk_select
 from v32.model_runtime.model.attention import AttentionInputs
 from v32.model_runtime.model.mla import MLA
 
@@ -32,14 +31,15 @@ class PackedAttention:
     (report section 2.1.1). `sparse`: top-k positions, and the indexer learns on the selected set.
 
     After a forward pass with gradients, `index_loss` is the sum over layers of KL(attention ‖ indexer), averaged over
-    the dialogue tokens in `counted` [B, T].
+    the tokens of the dialogue numbered `taught`, or of all dialogues.
     """
 
     def __init__(
-        self, prefix: int, batch: int, length: int, *, mode: AttentionMode, index_topk: int, counted: Tensor
+        self, prefix: int, batch: int, length: int, *, mode: AttentionMode, index_topk: int, taught: int | None = None
     ) -> None:
         self.prefix, self.batch, self.length = prefix, batch, length
-        self.mode, self.index_topk, self.counted = mode, index_topk, counted
+        self.mode, self.index_topk = mode, index_topk
+        self._taught = slice(None) if taught is None else slice(taught, taught + 1)
         self.index_loss = torch.zeros(())
         self._future = torch.ones(length, length, dtype=torch.bool).triu(1)
 
@@ -75,44 +75,60 @@ class PackedAttention:
 
     def _dialogue_attention(self, mla: MLA, q: Tensor, k: _Keys, v: _Keys, inputs: AttentionInputs) -> Tensor:
         """[B, T, H, V]."""
-        queries = self._dialogues(q)
-        to_prefix = torch.einsum("bthd,phd->bhtp", queries, k.prefix)
-        to_own = torch.einsum("bthd,bshd->bhts", queries, k.own).masked_fill(self._future, -torch.inf)
-        scores = torch.cat((to_prefix, to_own), -1) * mla.scale
-        if self.mode != "dense":
-            scores = self._with_indexer(scores, inputs)
-        else:
-            scores = scores.softmax(-1)
-        on_prefix, on_own = scores.split((self.prefix, self.length), -1)
-        return torch.einsum("bhtp,phd->bthd", on_prefix, v.prefix) + torch.einsum("bhts,bshd->bthd", on_own, v.own)
+        queries, keys, values = self._dialogues(q), self._joined(k), self._joined(v)
+        if self.mode == "dense":
+            by_head = [part.transpose(1, 2) for part in (queries, keys, values)]
+            out = F.scaled_dot_product_attention(
+                by_head[0], by_head[1], by_head[2], attn_mask=self._visible(), scale=mla.scale
+            )
+            return out.transpose(1, 2)
+        scores = torch.einsum("bthd,bshd->bhts", queries, keys) * mla.scale
+        return torch.einsum("bhts,bshd->bthd", self._with_indexer(scores, inputs), values)
+
+    def _joined(self, keys: _Keys) -> Tensor:
+        """[B, P + T, ...]."""
+        count = len(keys.own)
+        return torch.cat((keys.prefix.expand(count, *keys.prefix.shape), keys.own), 1)
+
+    def _visible(self) -> Tensor:
+        """[T, P + T]: the prefix, and a dialogue's own past."""
+        return F.pad(~self._future, (self.prefix, 0), value=True)
 
     def _with_indexer(self, scores: Tensor, inputs: AttentionInputs) -> Tensor:
         """Attention weights [B, H, T, P + T] under the indexer's choice; adds to `index_loss`."""
+        visible = self._visible()
+        selected = visible.expand(self.batch, *visible.shape)
+        if self.mode == "sparse":
+            with torch.no_grad():
+                ranking = self._ranking(inputs, slice(None))
+            selected = self._select(ranking, visible.sum(-1))
+        weights = scores.masked_fill(~selected[:, None], -torch.inf).softmax(-1)
+        if torch.is_grad_enabled():
+            of = self._taught
+            self._teach(weights[of].detach().mean(1), self._ranking(inputs, of), selected[of])
+        return weights
+
+    def _ranking(self, inputs: AttentionInputs, dialogues: slice) -> Tensor:
+        """Index scores [B, T, P + T] of some of the dialogues."""
         assert inputs.index_q is not None
         assert inputs.index_weights is not None
         shared, own = self._keys(inputs.index_k)
-        keys = torch.cat((shared.expand(self.batch, *shared.shape), own), 1)
-        ranking = index_score(self._dialogues(inputs.index_q), keys, self._dialogues(inputs.index_weights))
-        visible = F.pad(~self._future, (self.prefix, 0), value=True)
-        selected = visible.expand(ranking.shape)
-        if self.mode == "sparse":
-            selected = self._select(ranking.detach(), visible.sum(-1))
-        weights = scores.masked_fill(~selected[:, None], -torch.inf).softmax(-1)
-        if torch.is_grad_enabled():
-            self._teach(weights.detach().mean(1), ranking, selected)
-        return weights
+        keys = self._joined(_Keys(shared, own[dialogues]))
+        return index_score(
+            self._dialogues(inputs.index_q)[dialogues], keys, self._dialogues(inputs.index_weights)[dialogues]
+        )
 
     def _select(self, ranking: Tensor, num_visible: Tensor) -> Tensor:
         """The top-k of ranking [B, T, S] as a mask; num_visible [T] positions count."""
-        batch, num_queries, num_keys = ranking.shape
-        indices = topk_select(ranking.flatten(0, 1), self.index_topk, num_visible.repeat(batch))
-        chosen = torch.zeros(batch * num_queries, num_keys + 1, dtype=torch.bool)
-        chosen.scatter_(1, torch.where(indices < 0, num_keys, indices), True)
-        return chosen[:, :-1].view(batch, num_queries, num_keys)
+        num_keys = ranking.shape[-1]
+        positions = torch.arange(num_keys)
+        is_visible = positions < num_visible[:, None]
+        chosen = torch.zeros_like(ranking, dtype=torch.bool)
+        best = ranking.masked_fill(~is_visible, -torch.inf).topk(min(self.index_topk, num_keys), sorted=False).indices
+        return chosen.scatter_(-1, best, True) & is_visible
 
     def _teach(self, target: Tensor, ranking: Tensor, selected: Tensor) -> None:
         """KL of the indexer's softmax from the attention weights, the mean over heads; both on the selected set."""
         ranked = ranking.masked_fill(~selected, -torch.inf).log_softmax(-1).masked_fill(~selected, 0.0)
         divergence = (target * (target.clamp_min(1e-9).log() - ranked)).sum(-1)  # [B, T]
-        count = self.counted.sum().clamp_min(1)
-        self.index_loss = self.index_loss + (divergence * self.counted).sum() / count
+        self.index_loss = self.index_loss + divergence.mean()

@@ -60,11 +60,18 @@ class Stage:
 class Losses:
     """What one step computed; `correct` of the `written` tokens were the likeliest."""
 
-    total: Tensor
     language: float
     index: float
     correct: int
     written: int
+
+    @classmethod
+    def mean(cls, parts: Sequence[Losses]) -> Losses:
+        """Weighted by what was written."""
+        written = sum(part.written for part in parts)
+        language = sum(part.language * part.written for part in parts) / written
+        index = sum(part.index * part.written for part in parts) / written
+        return cls(language, index, sum(part.correct for part in parts), written)
 
 
 class Trainer:
@@ -120,11 +127,10 @@ class Trainer:
 
     def _train_step(self, stage: Stage) -> Losses:
         number = self.stage_idx * 1_000_000 + self.step
-        batch = self.batches.batch(number, first_lessons=self.step < stage.lesson_steps)
-        losses = self._losses(stage, batch)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
+        batches = self.batches.step(number, first_lessons=self.step < stage.lesson_steps)
+        losses, loads = self._backward(stage, batches)
         params = [param for group in self._groups() for param in group["params"]]
         self.ranks.average_gradients(params)
         torch.nn.utils.clip_grad_norm_([param for param in params if param.grad is not None], 1.0)
@@ -134,11 +140,25 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.step()
         if stage.name in ("dense", "sparse"):
-            self._balance_experts(1e-3 * factor)
-        self.tokens_seen += batch.num_tokens * self.ranks.count
+            self._balance_experts(loads, 1e-3 * factor)
+        self.tokens_seen += sum(batch.num_tokens for batch in batches) * self.ranks.count
         return losses
 
-    def _losses(self, stage: Stage, batch: PackedBatch) -> Losses:
+    def _backward(self, stage: Stage, batches: list[PackedBatch]) -> tuple[Losses, list[Tensor]]:
+        """Gradients of the mean over all written tokens of the batches; also how often each expert was used."""
+        written = sum(batch.num_written for batch in batches)
+        parts, loads = [], [torch.zeros(layer.gate.config.n_routed_experts) for layer in self._expert_layers()]
+        for batch in batches:
+            total, losses = self._losses(stage, batch)
+            (total * (batch.num_written / written)).backward()
+            parts.append(losses)
+            for load, layer in zip(loads, self._expert_layers()):
+                assert layer.last_routing is not None
+                load += torch.bincount(layer.last_routing.flatten(), minlength=len(load))
+        return Losses.mean(parts), loads
+
+    def _losses(self, stage: Stage, batch: PackedBatch) -> tuple[Tensor, Losses]:
+        """What to minimise, and what to report."""
         if stage.name == "mtp":
             return self._draft_losses(batch)
         attention = self._attention(stage.name, batch)
@@ -149,9 +169,10 @@ class Trainer:
         language = F.cross_entropy(logits, targets[written])
         correct = int((logits.argmax(-1) == targets[written]).sum())
         total = {"dense": language, "warmup": attention.index_loss, "sparse": language + attention.index_loss}
-        return Losses(total[stage.name], language.item(), float(attention.index_loss.detach()), correct, len(written))
+        index = float(attention.index_loss.detach())
+        return total[stage.name], Losses(language.item(), index, correct, len(written))
 
-    def _draft_losses(self, batch: PackedBatch) -> Losses:
+    def _draft_losses(self, batch: PackedBatch) -> tuple[Tensor, Losses]:
         """The draft layer sees the hidden state of t and the token t + 1, and predicts the token t + 2."""
         with torch.no_grad():
             hidden = self._hidden(batch, self._attention("sparse", batch))
@@ -169,30 +190,27 @@ class Trainer:
         logits = logits[prefix:][written]
         loss = F.cross_entropy(logits, flat[written])
         correct = int((logits.argmax(-1) == flat[written]).sum())
-        return Losses(
-            loss + attention.index_loss, loss.item(), float(attention.index_loss.detach()), correct, len(written)
-        )
+        index = float(attention.index_loss.detach())
+        return loss + attention.index_loss, Losses(loss.item(), index, correct, len(written))
 
     def _hidden(self, batch: PackedBatch, attention: PackedAttention) -> Tensor:
         token_ids = torch.cat((batch.prefix_ids, batch.input_ids.flatten()))
         return self.model(token_ids, _positions(len(batch.prefix_ids), *batch.input_ids.shape), attention)
 
     def _attention(self, mode: AttentionMode, batch: PackedBatch) -> PackedAttention:
-        counted = torch.ones(batch.input_ids.shape)
+        taught = self.step % len(batch.input_ids) if mode == "sparse" else None
         topk = self.model.config.index_topk
-        return PackedAttention(
-            len(batch.prefix_ids), *batch.input_ids.shape, mode=mode, index_topk=topk, counted=counted
-        )
+        return PackedAttention(len(batch.prefix_ids), *batch.input_ids.shape, mode=mode, index_topk=topk, taught=taught)
 
-    def _balance_experts(self, rate: float) -> None:
+    def _balance_experts(self, loads: list[Tensor], rate: float) -> None:
         """Auxiliary-loss-free balancing: the bias of an expert rises while it is used less than the average."""
-        for layer in self.model.model.layers[: self.model.config.num_hidden_layers]:
-            if isinstance(layer.mlp, MoE):
-                assert layer.mlp.last_routing is not None
-                bias = layer.mlp.gate.e_score_correction_bias
-                load = torch.bincount(layer.mlp.last_routing.flatten(), minlength=len(bias)).float()
-                load = self.ranks.total(load)
-                bias += rate * torch.sign(load.mean() - load)
+        for layer, load in zip(self._expert_layers(), loads):
+            load = self.ranks.total(load)
+            layer.gate.e_score_correction_bias += rate * torch.sign(load.mean() - load)
+
+    def _expert_layers(self) -> list[MoE]:
+        layers = self.model.model.layers[: self.model.config.num_hidden_layers]
+        return [layer.mlp for layer in layers if isinstance(layer.mlp, MoE)]
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         stage = self.stages[self.stage_idx]

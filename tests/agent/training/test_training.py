@@ -59,6 +59,15 @@ def test_a_batch_depends_on_its_number_alone(small_tokenizer: ChatTokenizer) -> 
     assert first.batch(3).kinds != other_rank.kinds or not torch.equal(first.batch(3).input_ids, other_rank.input_ids)
 
 
+def test_a_step_averages_over_builtin_and_record_tools(small_tokenizer: ChatTokenizer) -> None:
+    batches = Batches(small_tokenizer, 0)
+    kinds = [set(batch.kinds) for number in range(6) for batch in batches.step(number)]
+    builtin, records = set().union(*kinds[::3]), set().union(*kinds[1::3], *kinds[2::3])
+    assert {"lookup", "arithmetic"} <= builtin
+    assert not builtin & {"own_tool", "error_retry"}
+    assert {"own_tool", "error_retry"} <= records
+
+
 def test_labels_are_the_next_tokens(small_tokenizer: ChatTokenizer) -> None:
     batch = Batches(small_tokenizer, 0).batch(2)
     is_target = batch.labels[:, :-1] != IGNORED
@@ -129,9 +138,9 @@ def test_warmup_teaches_only_the_indexer_and_lowers_its_loss(
         small_model, small_tokenizer, tmp_path, [stage], tokens=256, evaluate_every=100, evaluation_batches=1
     )
     batch = trainer.held_out.batch(0)
-    untaught = trainer._losses(stage, batch).index
+    untaught = trainer._losses(stage, batch)[1].index
     trainer.run()
-    assert trainer._losses(stage, batch).index < untaught
+    assert trainer._losses(stage, batch)[1].index < untaught
     changed = {name for name, value in small_model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
     assert all(".indexer." in name for name in changed)
@@ -177,5 +186,4 @@ def test_orthogonalized_matrices_have_singular_values_near_one() -> None:
 
 
 def _packed(batch: PackedBatch, mode, topk: int) -> PackedAttention:  # type: ignore[no-untyped-def]
-    counted = torch.ones(batch.input_ids.shape)
-    return PackedAttention(len(batch.prefix_ids), *batch.input_ids.shape, mode=mode, index_topk=topk, counted=counted)
+    return PackedAttention(len(batch.prefix_ids), *batch.input_ids.shape, mode=mode, index_topk=topk)
