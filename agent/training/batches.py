@@ -26,7 +26,15 @@ from v32.model_runtime.messages import ToolSpec
 IGNORED = -100
 POOL = 2
 """Batches drawn at a time; cutting the pool by length keeps padding low."""
-WEIGHTS = {"chat": 0.6, "own_tool": 2.0, "error_retry": 2.0, "not_found": 1.5, "compare": 2.5, "two_hop": 1.5}
+WEIGHTS = {
+    "chat": 0.6,
+    "own_tool": 2.0,
+    "error_retry": 2.0,
+    "not_found": 1.5,
+    "compare": 4.0,
+    "two_hop": 1.5,
+    "two_calls": 1.5,
+}
 """How often a kind is drawn; 1 where nothing is said."""
 RECORD_BATCHES = 2
 """A step."""
