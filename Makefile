@@ -14,7 +14,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 FOLDERS := agent tools model_runtime kernels sandboxes
-SOURCES := $(FOLDERS) examples tests setup.py
+SOURCES := $(FOLDERS) v32 examples tests setup.py
 
 DEMO_OPTIONS := --tools search,python --docs examples/tiny_v32/corpus --topn 3 --temperature 0
 

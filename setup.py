@@ -6,6 +6,7 @@ FOLDERS = ("agent", "tools", "model_runtime", "kernels", "sandboxes")
 
 setup(
     packages=[
+        "v32",  # a namespace with nothing but `python -m v32`
         *(f"v32.{folder}" for folder in FOLDERS),
         *(f"v32.{folder}.{name}" for folder in FOLDERS for name in find_packages(folder)),
         "v32.examples.tiny_v32",

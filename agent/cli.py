@@ -14,6 +14,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 
 COMMANDS = {
     "run": "answer one question",
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     module = importlib.import_module(f"v32.agent.commands.{name}")
     parser = argparse.ArgumentParser(prog=f"v32 {name}", description=module.__doc__)
     module.add_arguments(parser)
+    if int(os.environ.get("RANK", "0")):
+        return _follow(parser, argv[1:])
     arguments = parser.parse_args(argv[1:])
     try:
         return int(module.run(arguments))
@@ -60,6 +63,17 @@ def _command(argv: Sequence[str]) -> str:
     for name, words in COMMANDS.items():
         commands.add_parser(name, help=words, add_help=False)
     return str(parser.parse_args(argv).command)
+
+
+def _follow(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    """One of torchrun's processes above rank 0, which talks alone: serve it, if the command loads a model."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        arguments = parser.parse_args(argv)
+    if hasattr(arguments, "tensor_parallel"):
+        from v32.model_runtime.ranks import follow
+
+        follow()
+    return 0
 
 
 def _known_errors() -> tuple[type[Exception], ...]:

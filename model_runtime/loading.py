@@ -71,16 +71,20 @@ def load_model(
     user message builds on. `speculative`: whether the checkpoint's MTP layer drafts tokens (how many a step: 1 unless
     a number is given), which never changes what is generated. `kv_dtype`: of cached keys and values, the model's unless
     said. `keep_kv`: whether a journaled session leaves what it computed beside its journal when it is closed, so that
-    resuming it need not prefill. `tensor_parallel`: over so many processes of this machine's CPU, which are started
-    and ended with the model, the weights are cut. These are for a checkpoint in this process. Raises
-    `CheckpointError` or `GeneratorError` with the remedy.
+    resuming it need not prefill. `tensor_parallel`: over so many processes of this machine, which are started and ended
+    with the model, the weights are cut; under torchrun they are cut over its processes, of which the others have to
+    call `v32.model_runtime.ranks.follow`. These are for a checkpoint in this process. Raises `CheckpointError` or
+    `GeneratorError` with the remedy.
     """
     if thinking_mode not in ("thinking", "chat"):
         raise ValueError(f"thinking_mode is {thinking_mode!r}; choose thinking or chat")
     if numerics not in get_args(Numerics):
         raise ValueError(f"numerics is {numerics!r}; choose {' or '.join(get_args(Numerics))}")
+    num_ranks = _num_ranks(tensor_parallel)
     server = _SERVER.fullmatch(str(source))
     if server:
+        if num_ranks > 1:
+            raise ValueError(f"{source} computes elsewhere; run this in one process")
         from v32.model_runtime.grammar.server import ServerConstraintCompiler
 
         folder = _tokenizer_folder(tokenizer, str(source))
@@ -96,7 +100,7 @@ def load_model(
             sampling=sampling_defaults(folder),
         )
     folder = resolve_source(source)
-    _check_tensor_parallel(tensor_parallel, device, numerics, dequantize, speculative, keep_kv)
+    _check_options_of_ranks(num_ranks, numerics, dequantize, speculative, keep_kv)
     # What is cheap to check comes first: the weights may take minutes.
     chat_tokenizer, vocab_size = _checked_tokenizer(folder, Path(tokenizer) if tokenizer else folder)
     recognised, sampling = detect_variant(folder, variant), sampling_defaults(folder)
@@ -110,7 +114,7 @@ def load_model(
         int(speculative),
         kv_dtype,
         progress,
-        tensor_parallel,
+        num_ranks,
     )
     return ChatModel(
         local,
@@ -125,20 +129,29 @@ def load_model(
     )
 
 
-def _check_tensor_parallel(
-    count: int, device: str, numerics: str, dequantize: bool | str, speculative: bool | int, keep_kv: bool
+def _num_ranks(tensor_parallel: int) -> int:
+    """Over how many processes the weights are cut."""
+    from v32.model_runtime.model.sharding import Shard
+
+    if tensor_parallel < 1:
+        raise ValueError(f"tensor_parallel is {tensor_parallel}; it must be 1 or more")
+    launched = Shard.launched().num_ranks
+    if launched > 1 and tensor_parallel not in (1, launched):
+        raise ValueError(f"torchrun has started {launched} processes; leave tensor_parallel={tensor_parallel} out")
+    return max(launched, tensor_parallel)
+
+
+def _check_options_of_ranks(
+    count: int, numerics: str, dequantize: bool | str, speculative: bool | int, keep_kv: bool
 ) -> None:
-    if count < 1:
-        raise ValueError(f"tensor_parallel is {count}; it must be 1 or more")
     others = {
-        "device": device in ("auto", "cpu"),
         "numerics": numerics == "float",
         "dequantize": dequantize == "auto",
         "speculative": not speculative,
         "keep_kv": not keep_kv,
     }
     if count > 1 and (wrong := [name for name, is_default in others.items() if not is_default]):
-        raise ValueError(f"tensor_parallel={count} works on the CPU and without {wrong[0]}=; leave one of them out")
+        raise ValueError(f"{count} processes work without {wrong[0]}= only; leave it out or load in one process")
 
 
 def sampling_defaults(folder: Path) -> SamplingParams:
@@ -177,21 +190,20 @@ def _load(
     num_drafts: int,
     kv_dtype: str,
     progress: Callable[[int, int], None] | None,
-    tensor_parallel: int,
+    num_ranks: int,
 ) -> LocalGenerator:
     from v32.model_runtime.checkpoint import load_checkpoint
     from v32.model_runtime.engine import Engine
     from v32.model_runtime.generators import LocalGenerator
 
     place = _device(weights.device)
-    if tensor_parallel > 1:
-        from v32.model_runtime.ranks import load_parallel_engine
+    if num_ranks > 1:
+        from v32.model_runtime.ranks import load_shards, parallel_engine
 
-        engine = load_parallel_engine(
-            folder,
-            tensor_parallel,
-            dtype=_dtype(weights.dtype),
-            kv_dtype=_dtype(kv_dtype),
+        dtypes = {"dtype": _dtype(weights.dtype), "kv_dtype": _dtype(kv_dtype)}
+        engine = parallel_engine(
+            load_shards(folder, num_ranks, device=str(place), **dtypes),
+            kv_dtype=dtypes["kv_dtype"],
             kv_budget_bytes=kv_budget_bytes or _kv_budget(place),
             max_context=max_context,
             max_batch_tokens=max_batch_tokens,

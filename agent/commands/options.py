@@ -35,7 +35,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--numerics", choices=("float", "deepseek"), default="float", help="deepseek: round as published"
     )
     group.add_argument(
-        "--tensor-parallel", type=int, default=1, metavar="N", help="CPU processes that share the weights"
+        "--tensor-parallel",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that share the weights, started here; under torchrun all of its processes do",
     )
     group.add_argument("--max-context", type=int, metavar="N", help="positions of prompt and completion together")
     group.add_argument("--chat-mode", action="store_true", help="answer without thinking")
@@ -74,8 +78,9 @@ def load(arguments: argparse.Namespace) -> ChatModel:
     from v32.model_runtime import load_model
 
     _check_device(arguments.device)
-    return load_model(
-        arguments.model,
+    return _checked(
+        load_model,
+        source=arguments.model,
         variant=arguments.variant,
         device=arguments.device,
         dtype=arguments.dtype,

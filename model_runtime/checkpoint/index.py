@@ -15,6 +15,7 @@ import mmap
 import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,6 +126,26 @@ class CheckpointIndex(Mapping[str, TensorInfo]):
         # Vectorised code may assume natural alignment; published files have it, hand-written ones may not.
         return tensor if info.start % info.dtype.itemsize == 0 else tensor.clone()
 
+    def read_part(self, name: str, rows: slice, columns: slice | None = None) -> torch.Tensor:
+        """A copy of these rows and columns; no other bytes are read. `columns`: of a matrix, all unless given."""
+        info = self[name]
+        width = math.prod(info.shape[1:])
+        columns = columns or slice(0, width)
+        shape = (rows.stop - rows.start, *((columns.stop - columns.start,) if len(info.shape) > 1 else ()))
+        part = torch.empty(shape, dtype=info.dtype)
+        if part.numel() == 0:
+            return part
+        size, row_bytes = info.dtype.itemsize, width * info.dtype.itemsize
+        first = info.start + rows.start * row_bytes + columns.start * size
+        # Whole rows lie beside each other: one piece of the file.
+        num_pieces = 1 if columns == slice(0, width) else shape[0]
+        data = memoryview(part.view(torch.uint8).flatten().numpy().data)
+        piece = len(data) // num_pieces
+        with info.file.open("rb", buffering=0) as stream:
+            for index in range(num_pieces):
+                _read_exactly(stream, first + index * row_bytes, data[index * piece : (index + 1) * piece], info)
+        return part
+
     def release(self, name: str) -> None:
         """Let go of the memory that a tensor's bytes took while they were read; they can be read again."""
         info = self[name]
@@ -140,6 +161,15 @@ class CheckpointIndex(Mapping[str, TensorInfo]):
             with file.open("rb") as stream:
                 self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
         return self._maps[file]
+
+
+def _read_exactly(stream: FileIO, position: int, data: memoryview, info: TensorInfo) -> None:
+    stream.seek(position)
+    while data:
+        count = stream.readinto(data)
+        if not count:
+            raise CheckpointError(f"{info.file} has become shorter while {info.name} was read; download it again")
+        data = data[count:]
 
 
 def _read_weight_map(folder: Path) -> dict[str, str] | None:

@@ -28,9 +28,6 @@ from v32.model_runtime.model.moe import MLP, MoE
 from v32.model_runtime.model.sharding import Shard
 from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
 
-STALL_SECONDS = 60.0
-"""How long one rank waits for another inside a pass before it gives up."""
-
 
 class RankError(GeneratorError):
     """A process that holds a part of the model has died or hangs; the model has to be loaded again."""
@@ -39,20 +36,28 @@ class RankError(GeneratorError):
 class Ranks:
     """The processes of one model: sums, gathering, and messages from rank 0. Failures are `RankError`."""
 
-    def __init__(self, store: dist.Store, shard: Shard) -> None:
+    def __init__(self, store: dist.Store, shard: Shard, stall_seconds: float) -> None:
+        """`stall_seconds`: how long one rank waits for another before it gives up."""
         self.shard = shard
         self.explain: Callable[[], str] = lambda: "a rank has died or hangs"
         """What is known of the failure, for the message of `RankError`."""
         self.failure: str | None = None
-        self.store = store
-        self._pass = self._group("pass", timedelta(seconds=STALL_SECONDS))
-        # Between passes there may be hours; a peer that dies closes its connection, which ends the waiting.
-        self._messages = self._group("messages", timedelta(days=365))
+        self._store = store
+        self._patience = timedelta(seconds=stall_seconds)
+        self._messages: Any = dist.ProcessGroupGloo(dist.PrefixStore("messages", store), *shard, self._patience)
+        self._sums: Any = self._messages
+
+    def use(self, device: torch.device) -> None:
+        """Between GPUs sums go by NCCL, whose own watch ends the process when a rank hangs. That has not been run."""
+        if device.type == "cuda":
+            options = dist.ProcessGroupNCCL.Options()
+            options._timeout = self._patience
+            self._sums = dist.ProcessGroupNCCL(dist.PrefixStore("sums", self._store), *self.shard, options)
 
     def sum(self, partial: Tensor) -> Tensor:
         """The sum over all ranks, added in float32; every rank gets the same bits."""
         total = partial.float().contiguous()
-        self._checked(lambda: self._pass.allreduce([total]))
+        self._checked(lambda: self._sums.allreduce([total]))
         return total.to(partial.dtype)
 
     def gather(self, columns: Tensor, total: int) -> Tensor:
@@ -62,7 +67,7 @@ class Ranks:
         padded = columns.new_zeros(len(columns), widest)
         padded[:, : columns.shape[1]] = columns
         parts = [torch.empty_like(padded) for _ in spans]
-        self._checked(lambda: self._pass.allgather([parts], [padded]))
+        self._checked(lambda: self._sums.allgather([parts], [padded]))
         return torch.cat([part[:, : span.stop - span.start] for part, span in zip(parts, spans)], 1)
 
     def send(self, message: object) -> None:
@@ -73,14 +78,14 @@ class Ranks:
 
     def receive(self) -> Any:
         """What rank 0 sent next."""
+        # There may be hours between passes; a peer that dies closes its connection, which ends the waiting.
+        patient = dist.BroadcastOptions()
+        patient.timeout = timedelta(days=365)
         length = torch.zeros(1, dtype=torch.int64)
-        self._checked(lambda: self._messages.broadcast([length]))
+        self._checked(lambda: self._messages.broadcast([length], patient))
         data = torch.empty(int(length), dtype=torch.uint8)
         self._checked(lambda: self._messages.broadcast([data]))
         return pickle.loads(data.numpy().tobytes())
-
-    def _group(self, name: str, timeout: timedelta) -> Any:
-        return dist.ProcessGroupGloo(dist.PrefixStore(name, self.store), *self.shard, timeout)
 
     def _checked(self, start: Callable[[], Any]) -> None:
         """After one failure the ranks no longer agree on what comes next: nothing is tried again."""

@@ -15,6 +15,7 @@ Parts are whole blocks of 128 wherever there are enough of them, so that FP8 sca
 from __future__ import annotations
 
 import math
+import os
 import re
 from typing import NamedTuple
 
@@ -47,6 +48,11 @@ class Shard(NamedTuple):
 
     rank: int = 0
     num_ranks: int = 1
+
+    @classmethod
+    def launched(cls) -> Shard:
+        """This process's place among those that torchrun started, by RANK and WORLD_SIZE; alone without them."""
+        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
     def check(self, config: DeepseekV32Config) -> None:
         """Raise `CheckpointError` if there are more ranks than heads or experts."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import subprocess
@@ -16,7 +17,9 @@ import pytest
 import torch
 
 from v32.model_runtime.chat import ChatModel
+from v32.model_runtime.checkpoint.index import CheckpointIndex
 from v32.model_runtime.checkpoint.loader import load_checkpoint
+from v32.model_runtime.checkpoint.shard_loader import read_shard
 from v32.model_runtime.checkpoint.writer import write_checkpoint
 from v32.model_runtime.config import DeepseekV32Config, YarnScaling
 from v32.model_runtime.engine import Engine
@@ -24,6 +27,7 @@ from v32.model_runtime.errors import CheckpointError
 from v32.model_runtime.generators.generator import SamplingParams, Token
 from v32.model_runtime.loading import load_model
 from v32.model_runtime.model.parallel import ParallelForCausalLM, RankError
+from v32.model_runtime.model.sharding import Shard
 from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
 from v32.model_runtime.ranks import close_ranks, load_shards
 from v32.model_runtime.scoring import full_logits
@@ -119,6 +123,22 @@ def test_a_dead_rank_ends_the_work_with_its_name(load) -> None:  # type: ignore[
 
 
 @pytest.mark.slow
+def test_a_hung_rank_ends_the_work_within_the_stated_time(load, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("V32_RANK_SECONDS", "3")
+    parallel = load(2)
+    full_logits(parallel, IDS)
+    process = parallel.processes.all[0]
+    os.kill(process.pid, signal.SIGSTOP)
+    started = time.monotonic()
+    with pytest.raises(RankError, match=r"a rank of 2 has died, or has not answered within its time.*load the model"):
+        full_logits(parallel, IDS)
+    assert time.monotonic() - started < 6
+    close_ranks(parallel)
+    assert process.returncode == -signal.SIGKILL
+    assert time.monotonic() - started < 12
+
+
+@pytest.mark.slow
 def test_more_ranks_than_heads_are_refused_before_anything_waits(folder: Path) -> None:
     started = time.monotonic()
     with pytest.raises(CheckpointError, match="7 ranks cannot share num_attention_heads 6"):
@@ -130,8 +150,8 @@ def test_more_ranks_than_heads_are_refused_before_anything_waits(folder: Path) -
     ("options", "message"),
     [
         ({"tensor_parallel": 0}, "tensor_parallel is 0; it must be 1 or more"),
-        ({"tensor_parallel": 2, "speculative": True}, "tensor_parallel=2 works on the CPU and without speculative="),
-        ({"tensor_parallel": 2, "device": "cuda"}, "tensor_parallel=2 works on the CPU and without device="),
+        ({"tensor_parallel": 2, "speculative": True}, "2 processes work without speculative= only"),
+        ({"tensor_parallel": 2, "source": "vllm+http://127.0.0.1:1"}, "computes elsewhere; run this in one process"),
     ],
 )
 def test_what_ranks_cannot_do_is_said_before_loading(options: dict[str, Any], message: str) -> None:
@@ -151,6 +171,41 @@ def test_load_model_starts_the_ranks_and_ends_them() -> None:
         return found
 
     assert asyncio.run(ids(parallel)) == asyncio.run(ids(whole))
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_a_rank_reads_its_part_and_nothing_else(num_ranks: int, folder: Path) -> None:
+    """Counted by the system: what this process reads beside config.json. Nothing is mapped but for rank 0's digest."""
+    config = DeepseekV32Config.from_dir(folder)
+    read_shard(CheckpointIndex.from_dir(folder), Shard(), torch.device("cpu"), torch.float32)  # imports what it needs
+    for rank in range(num_ranks):
+        index, shard = CheckpointIndex.from_dir(folder), Shard(rank, num_ranks)
+        before = _bytes_read()
+        read_shard(index, shard, torch.device("cpu"), torch.float32)
+        assert 0 <= _bytes_read() - before - _part_bytes(index, shard, config) <= 4096
+        assert rank == 0 or not index._maps
+
+
+def _part_bytes(index: CheckpointIndex, shard: Shard, config: DeepseekV32Config) -> int:
+    """Of a rank's part of all tensors; the part of an FP8 matrix is rounded out to the borders of its blocks."""
+    total = 0
+    for name, info in index.items():
+        part = shard.part(name, info.shape, config) if not name.endswith("_scale_inv") else None
+        if part is None:
+            continue
+        scale = index.get(name + "_scale_inv")
+        spans = [span for span in part if span is not None]
+        starts = [span.start // 128 * 128 if scale else span.start for span in spans]
+        total += math.prod(span.stop - start for span, start in zip(spans, starts)) * info.dtype.itemsize
+        if scale:
+            blocks = [-(-span.stop // 128) - start // 128 for span, start in zip(spans, starts)]
+            total += math.prod(blocks) * scale.dtype.itemsize
+    return total
+
+
+def _bytes_read() -> int:
+    text = Path("/proc/self/io").read_text(encoding="ascii")
+    return int(text.split("rchar: ")[1].split()[0])
 
 
 LEADER = """
