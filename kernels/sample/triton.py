@@ -54,8 +54,9 @@ def _search(
     lane, digits = tl.arange(0, BLOCK), tl.arange(0, 16)
     key = tl.full((), 0, tl.uint32)
     above = tl.full((), 0, tl.int64)
-    for step in tl.static_range(8):
-        candidates = key + (digits.to(tl.uint32) << (28 - 4 * step))
+    for step in range(8):
+        shift = 28 - 4 * step
+        candidates = key + (digits.to(tl.uint32) << shift)
         reached = tl.zeros((16,), tl.int64)
         for start in range(0, vocab_size, BLOCK):
             inside = start + lane < vocab_size
@@ -64,10 +65,8 @@ def _search(
             counts = _sortable(logits)[:, None] >= candidates[None, :]
             reached += tl.sum(tl.where(counts, mass[:, None], 0), 0)
         chosen = tl.maximum(tl.sum(tl.where(reached >= goal, 1, 0), 0) - 1, 0)
-        if step == 0:
-            above = tl.full((), 0, tl.int64)
         above = tl.where(chosen < 15, tl.sum(tl.where(digits == chosen + 1, reached, 0), 0), above)
-        key += chosen.to(tl.uint32) << (28 - 4 * step)
+        key += chosen.to(tl.uint32) << shift
     return key, above
 
 
