@@ -36,7 +36,7 @@ WEIGHTS = {
     "two_calls": 1.5,
 }
 """How often a kind is drawn; 1 where nothing is said."""
-RECORD_BATCHES = 2
+RECORD_BATCHES = 3
 """A step."""
 SEARCH_DEPTHS = (3, 3, 5)
 """Search results per call, one choice a batch."""
@@ -97,7 +97,7 @@ class Batches:
     def _offering(self, random: Random, toolset: Toolset) -> PackedBatch:
         max_hits = random.choice(SEARCH_DEPTHS)
         prefix = preamble(specs_of(toolset, max_hits), self.tokenizer, random.choice(INSTRUCTIONS))
-        return self._packed(random, toolset, kinds_for(toolset), prefix, max_hits, 4 if toolset.records else 1)
+        return self._packed(random, toolset, kinds_for(toolset), prefix, max_hits, 5 if toolset.records else 1)
 
     def _packed(
         self,

@@ -56,10 +56,9 @@ CONFIG = DeepseekV32Config(
 )
 """Head and embedding are tied while training and written as two tensors, as the published checkpoints have them."""
 STAGES = [
-    Stage("dense", 4600, muon_lr=2e-3, adam_lr=1.5e-3, lesson_steps=400, decay_share=0.72, final_lr=0.45),
-    Stage("warmup", 80, muon_lr=0.0, adam_lr=3e-3, warm_steps=10),
-    Stage("sparse", 1000, muon_lr=9e-4, adam_lr=6.8e-4, warm_steps=10, decay_share=1.0),
-    Stage("sparse", 350, muon_lr=7e-4, adam_lr=5.5e-4, warm_steps=10, decay_share=1.0),
+    Stage("dense", 4000, muon_lr=2e-3, adam_lr=1.5e-3, lesson_steps=400, decay_share=0.6, final_lr=0.35),
+    Stage("warmup", 60, muon_lr=0.0, adam_lr=2e-3, warm_steps=10),
+    Stage("sparse", 600, muon_lr=9e-4, adam_lr=6.8e-4, warm_steps=10, decay_share=1.0),
     Stage("mtp", 80, muon_lr=4e-3, adam_lr=2e-3, warm_steps=20),
 ]
 SPECIALE_STAGES = [
