@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -48,8 +48,17 @@ class NativeShape(ctypes.Structure):
     )
 
 
+_HOLD = ctypes.CFUNCTYPE(_INT, _INT, ctypes.POINTER(_INT), _INT)
+
+
 class _Model(ctypes.Structure):
-    _fields_ = (("shape", NativeShape), ("embedding", NativeMatrix), ("norm", _POINTER), ("layers", _POINTER))
+    _fields_ = (
+        ("shape", NativeShape),
+        ("embedding", NativeMatrix),
+        *((name, _POINTER) for name in ("norm", "layers")),
+        ("hold", _HOLD),
+        ("held", _INT),
+    )
 
 
 class _Cache(ctypes.Structure):
@@ -67,16 +76,36 @@ class CacheTensors(NamedTuple):
     index_keys: Tensor
 
 
+class HeldExperts(Protocol):
+    """Experts of which some are in memory at a time."""
+
+    @property
+    def num_places(self) -> int:
+        """How many that are."""
+
+    def hold(self, layer: int, experts: Sequence[int]) -> None:
+        """Set the pointers of these experts of a layer, which stay good until the next call."""
+
+
 class DecoderStep:
     """A model as the kernel sees it. Whoever makes it keeps all tensors that `layers` point to alive and in place."""
 
     def __init__(
-        self, shape: NativeShape, embedding: NativeMatrix, norm: Tensor, layers: Sequence[NativeLayer]
+        self,
+        shape: NativeShape,
+        embedding: NativeMatrix,
+        norm: Tensor,
+        layers: Sequence[NativeLayer],
+        held: HeldExperts | None = None,
     ) -> None:
+        """`held`: asked for the experts that tokens have chosen, if they are not all where `layers` say."""
         self.shape = shape
         self._layers = (NativeLayer * len(layers))(*layers)
         self._norm = norm
-        self._model = _Model(shape, embedding, norm.data_ptr(), ctypes.addressof(self._layers))
+        self._held = held
+        self._failure: BaseException | None = None
+        hold = _HOLD(self._hold) if held else _HOLD()
+        self._model = _Model(shape, embedding, norm.data_ptr(), ctypes.addressof(self._layers), hold)
         loaded = library()
         assert loaded is not None, "no native kernels; ask library() first"
         self._call = loaded.v32_decoder_step
@@ -99,6 +128,8 @@ class DecoderStep:
         float32 [positions, rope/2]. Records and index keys of the rows are written to their slots.
         """
         hidden = torch.empty(len(ids), self.shape.hidden)
+        if self._held is not None:
+            self._model.held = self._held.num_places
         addresses = (ctypes.c_void_p * len(slots))(*slots)
         batch = _Batch(
             len(ids),
@@ -115,7 +146,20 @@ class DecoderStep:
             _INT(threads),
             ctypes.c_void_p(hidden.data_ptr()),
         )
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
         return hidden
+
+    def _hold(self, layer: int, experts: ctypes.Array[ctypes.c_int64], count: int) -> int:
+        """Called from inside of the step, through which no exception may pass."""
+        assert self._held is not None
+        try:
+            self._held.hold(layer, experts[:count])
+        except BaseException as error:
+            self._failure = error
+            return 1
+        return 0
 
     def _cache_array(self, caches: Sequence[CacheTensors]) -> ctypes.Array[_Cache]:
         key = tuple(tensor.data_ptr() for cache in caches for tensor in cache)
@@ -125,4 +169,13 @@ class DecoderStep:
         return self._caches
 
 
-__all__ = ["NO_MATRIX", "CacheTensors", "DecoderStep", "NativeExpert", "NativeLayer", "NativeShape", "matrix"]
+__all__ = [
+    "NO_MATRIX",
+    "CacheTensors",
+    "DecoderStep",
+    "HeldExperts",
+    "NativeExpert",
+    "NativeLayer",
+    "NativeShape",
+    "matrix",
+]

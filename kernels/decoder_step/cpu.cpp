@@ -30,11 +30,16 @@ struct Shape {
     float routed_factor, eps, softmax_scale;
 };
 
+// Has these experts of a layer in memory until it is called again, and sets their pointers; 0, or it has failed.
+using Hold = int64_t (*)(int64_t layer, const int64_t* experts, int64_t count);
+
 struct Model {
     Shape shape;
     Matrix embedding;
     const float* norm;
     const Layer* layers;
+    Hold hold;  // null: all experts are in memory
+    int64_t held;  // how many experts it can hold
 };
 
 // Of one layer: records [slots, latent + rope], index keys [slots, index_width].
@@ -94,7 +99,7 @@ class Step {
         each_row(team, rank, [&](int64_t i) { embed(b_.ids[i], x_ + i * s_.hidden); });
         for (int64_t l = 0; l < s_.layers; ++l) {
             attention(team, rank, m_.layers[l], caches_[l], mine);
-            feed_forward(team, rank, m_.layers[l]);
+            feed_forward(team, rank, l);
         }
         each_row(team, rank, [&](int64_t i) { rms_norm(x_ + i * s_.hidden, m_.norm, s_.hidden, s_.eps, hidden + i * s_.hidden); });
     }
@@ -289,7 +294,8 @@ class Step {
         team.meet();
     }
 
-    void feed_forward(Team& team, int rank, const Layer& l) {
+    void feed_forward(Team& team, int rank, int64_t number) {
+        const Layer& l = m_.layers[number];
         const int64_t gates = bit(l.shared.gate) | bit(l.shared.up) | (l.router.rows ? bit(l.router) | bit(l.experts->gate) | bit(l.experts->up) : 0);
         each_row(team, rank, [&](int64_t i) {
             rms_norm(x_ + i * s_.hidden, l.post_norm, s_.hidden, s_.eps, normed_ + i * s_.hidden);
@@ -303,12 +309,27 @@ class Step {
                 route(routing, logits_ + i * s_.experts, l.correction_bias, indices_ + i * s_.chosen, weights_ + i * s_.chosen);
             });
         }
-        if (rank == 0) blocks_.plan(l.experts, l.router.rows, indices_ + 0, weights_ + 0, s_.chosen, &l.shared, n_);
-        team.meet();
-        blocks_.up(team, [&](int64_t kind, int64_t row) { return inputs_.rows(kind)[row]; });
-        team.meet();
-        blocks_.down(team, x_ + 0, n_, s_.hidden);
-        team.meet();
+        for (bool is_last = false; !is_last;) {
+            if (rank == 0) plan(number, l);
+            team.meet();
+            is_last = wave_ == 0;
+            blocks_.up(team, [&](int64_t kind, int64_t row) { return inputs_.rows(kind)[row]; });
+            team.meet();
+            blocks_.down(team, x_ + 0, n_, s_.hidden);
+            team.meet();
+        }
+    }
+
+    // The next wave of experts; after a failure the rest is computed without them, and is of no use.
+    void plan(int64_t number, const Layer& l) {
+        const int64_t experts = failed_ ? 0 : l.router.rows, most = m_.hold ? m_.held : INT64_MAX;
+        const int64_t next = blocks_.plan(l.experts, experts, indices_ + 0, weights_ + 0, s_.chosen, &l.shared, n_, wave_, most);
+        wave_ = next == experts ? 0 : next;
+        if (m_.hold && !blocks_.ids().empty() && m_.hold(number, blocks_.ids().data(), (int64_t)blocks_.ids().size())) {
+            failed_ = true;
+            wave_ = 0;
+            blocks_.plan(l.experts, 0, indices_ + 0, weights_ + 0, s_.chosen, &l.shared, n_);
+        }
     }
 
     const Model& m_;
@@ -329,6 +350,8 @@ class Step {
     std::unique_ptr<Scratch<float>> scores_;
     std::unique_ptr<Scratch<int64_t>> chosen_;
     FeedForward blocks_;
+    int64_t wave_ = 0;  // the expert that the next wave begins with
+    bool failed_ = false;
 };
 
 }  // namespace v32

@@ -29,42 +29,53 @@ class FeedForward {
     static constexpr int64_t INNER = 64, OUTER = 32;
 
     // Group the rows by their `chosen` experts in ascending order; every row passes `shared` last, if there is one.
-    void plan(const Expert* experts, int64_t num_experts, const int64_t* indices, const float* weights, int64_t chosen,
-              const Expert* shared, int64_t count) {
+    // Where memory holds few experts they come in waves of at most `most`: this one begins with expert `first`, the next
+    // one with the result, which is num_experts after the last. `down` carries the sums from wave to wave.
+    int64_t plan(const Expert* experts, int64_t num_experts, const int64_t* indices, const float* weights, int64_t chosen,
+                 const Expert* shared, int64_t count, int64_t first = 0, int64_t most = INT64_MAX) {
         groups_.clear();
+        ids_.clear();
+        int64_t next = 0;
         if (num_experts) {
             std::vector<int64_t> place(num_experts, -1);
-            for (int64_t i = 0; i < count * chosen; ++i) place[indices[i]] = 0;
-            for (int64_t e = 0; e < num_experts; ++e)
-                if (place[e] == 0) {
-                    place[e] = (int64_t)groups_.size();
-                    groups_.push_back({experts + e, {}, {}, {}});
+            for (int64_t i = 0; i < count * chosen; ++i) place[indices[i]] = num_experts;
+            for (next = first; next < num_experts && (place[next] < 0 || (int64_t)ids_.size() < most); ++next)
+                if (place[next] >= 0) {
+                    place[next] = (int64_t)groups_.size();
+                    groups_.push_back({experts + next, {}, {}, {}});
+                    ids_.push_back(next);
                 }
             for (int64_t i = 0; i < count * chosen; ++i) {
+                if (indices[i] < first || indices[i] >= next) continue;
                 Group& group = groups_[place[indices[i]]];
                 group.rows.push_back(i / chosen);
                 group.weights.push_back(weights[i]);
             }
         }
-        if (shared) {
+        is_first_ = first == 0, is_last_ = next == num_experts;
+        if (!is_last_ && is_first_) carried_.resize(count * experts->down.rows);
+        if (shared && is_last_) {
             groups_.push_back({shared, {}, {}, {}});
             for (int64_t i = 0; i < count; ++i) groups_.back().rows.push_back(i);
         }
         int64_t size = 0;
         for (Group& group : groups_) size += (int64_t)group.rows.size() * padded(group.expert->down.cols);
         if (size > capacity_) hidden_.reset(new Scratch<float>(size)), capacity_ = size;
-        float* next = *hidden_ + 0;
+        float* hidden = *hidden_ + 0;
         pieces_.clear();
         for (size_t g = 0; g < groups_.size(); ++g) {
             Group& group = groups_[g];
             const int64_t inner = group.expert->down.cols, width = padded(inner);
-            for (size_t m = 0; m < group.rows.size(); ++m, next += width) {
-                if (width > inner) memset(next + width - GROUP, 0, GROUP * sizeof(float));
-                group.hidden.push_back(next);
+            for (size_t m = 0; m < group.rows.size(); ++m, hidden += width) {
+                if (width > inner) memset(hidden + width - GROUP, 0, GROUP * sizeof(float));
+                group.hidden.push_back(hidden);
             }
             for (int64_t n = 0; n < inner; n += INNER) pieces_.push_back({(int64_t)g, n});
         }
+        return next;
     }
+
+    const std::vector<int64_t>& ids() const { return ids_; }  // of the experts planned
 
     // `inputs(kind, row)` is a row as matrices of that kind read it. Call from all threads; then meet.
     template <class Inputs>
@@ -93,11 +104,12 @@ class FeedForward {
     }
 
     // y[row] += the weighted sum of its experts, y [count, outer]. Call from all threads; then meet.
-    void down(Team& team, float* y, int64_t count, int64_t outer) const {
+    void down(Team& team, float* y, int64_t count, int64_t outer) {
         std::vector<float> sums(count * OUTER), values(count * OUTER);
         for (int64_t item; (item = team.next()) * OUTER < outer;) {
             const int64_t begin = item * OUTER, end = std::min(begin + OUTER, outer);
             std::fill(sums.begin(), sums.end(), 0.0f);
+            for (int64_t m = 0; m < (is_first_ ? 0 : count); ++m) std::copy_n(&carried_[m * outer + begin], end - begin, &sums[m * OUTER]);
             for (const Group& group : groups_) {
                 const int64_t size = (int64_t)group.rows.size();
                 product(group.expert->down, begin, end, (const float* const*)group.hidden.data(), size,
@@ -107,7 +119,8 @@ class FeedForward {
                     add(&values[m * OUTER], group.weights.empty() ? 1.0f : group.weights[m], &sums[group.rows[m] * OUTER]);
             }
             for (int64_t m = 0; m < count; ++m)
-                for (int64_t n = begin; n < end; ++n) y[m * outer + n] += sums[m * OUTER + n - begin];
+                if (!is_last_) std::copy_n(&sums[m * OUTER], end - begin, &carried_[m * outer + begin]);
+                else for (int64_t n = begin; n < end; ++n) y[m * outer + n] += sums[m * OUTER + n - begin];
         }
     }
 
@@ -118,6 +131,9 @@ class FeedForward {
 
     std::vector<Group> groups_;
     std::vector<std::pair<int64_t, int64_t>> pieces_;
+    std::vector<int64_t> ids_;
+    std::vector<float> carried_;
+    bool is_first_ = true, is_last_ = true;
     std::unique_ptr<Scratch<float>> hidden_;
     int64_t capacity_ = -1;
 };

@@ -40,4 +40,4 @@ def _expert(x: Tensor, expert: ExpertWeights, fmt: str | None) -> Tensor:
 
 
 def _product(x: Tensor, weight: Tensor, scale: Tensor | None, fmt: str | None) -> Tensor:
-    return F.linear(x, weight) if scale is None else fp8_gemm(x, weight, scale, fmt)
+    return F.linear(x, weight.to(x.dtype)) if scale is None else fp8_gemm(x, weight, scale, fmt)

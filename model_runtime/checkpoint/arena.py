@@ -5,7 +5,9 @@ On a 2-core machine huge pages raise the read bandwidth from 26 to 35 GB/s.
 
 from __future__ import annotations
 
+import math
 import mmap
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ _ALIGNMENT = 64
 
 
 class Arena:
-    """Tensors are copied in one after the other; they share the memory, which lives as long as one of them."""
+    """Tensors lie one after the other and share the memory, which lives as long as one of them."""
 
     def __init__(self, num_bytes: int) -> None:
         """Room for that many bytes; more than that is put elsewhere."""
@@ -23,11 +25,19 @@ class Arena:
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._memory.madvise(mmap.MADV_HUGEPAGE)
 
-    def keep(self, tensor: Tensor) -> Tensor:
-        """A copy of the tensor, contiguous, at the border of a cache line."""
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor without values, at the border of a cache line."""
+        count = math.prod(shape)
         start = -(-self._used // _ALIGNMENT) * _ALIGNMENT
-        if tensor.numel() == 0 or start + tensor.nbytes > len(self._memory):
-            return tensor.clone(memory_format=torch.contiguous_format)
-        self._used = start + tensor.nbytes
-        place = torch.frombuffer(self._memory, dtype=tensor.dtype, count=tensor.numel(), offset=start)
-        return place.view(tensor.shape).copy_(tensor)
+        stop = start + count * dtype.itemsize
+        if count == 0 or stop > len(self._memory):
+            return torch.empty(tuple(shape), dtype=dtype)
+        self._used = stop
+        return torch.frombuffer(self._memory, dtype=dtype, count=count, offset=start).view(tuple(shape))
+
+    def give_back(self, tensor: Tensor) -> None:
+        """Let the system have the whole pages of a tensor; its values are lost, its place can be used again."""
+        start = tensor.data_ptr() - torch.frombuffer(self._memory, dtype=torch.uint8).data_ptr()
+        first, last = -(-start // mmap.PAGESIZE), (start + tensor.nbytes) // mmap.PAGESIZE
+        if last > first and hasattr(mmap, "MADV_DONTNEED"):
+            self._memory.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import mmap
+import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -67,6 +68,7 @@ class CheckpointIndex(Mapping[str, TensorInfo]):
         self.folder = folder
         self._tensors = dict(tensors)
         self._maps: dict[Path, mmap.mmap] = {}
+        self._files: dict[Path, FileIO] = {}
 
     @classmethod
     def from_dir(cls, folder: str | Path) -> CheckpointIndex:
@@ -141,10 +143,17 @@ class CheckpointIndex(Mapping[str, TensorInfo]):
         num_pieces = 1 if columns == slice(0, width) else shape[0]
         data = memoryview(part.view(torch.uint8).flatten().numpy().data)
         piece = len(data) // num_pieces
-        with info.file.open("rb", buffering=0) as stream:
-            for index in range(num_pieces):
-                _read_exactly(stream, first + index * row_bytes, data[index * piece : (index + 1) * piece], info)
+        for index in range(num_pieces):
+            self._read(info, first + index * row_bytes, data[index * piece : (index + 1) * piece])
         return part
+
+    def read_into(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Fill a contiguous tensor of the same dtype and shape; nothing is mapped. Threads may do this side by side."""
+        info = self[name]
+        assert (tensor.dtype, tuple(tensor.shape)) == (info.dtype, info.shape)
+        if tensor.numel():
+            self._read(info, info.start, memoryview(tensor.view(torch.uint8).flatten().numpy().data))
+        return tensor
 
     def release(self, name: str) -> None:
         """Let go of the memory that a tensor's bytes took while they were read; they can be read again."""
@@ -162,14 +171,15 @@ class CheckpointIndex(Mapping[str, TensorInfo]):
                 self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
         return self._maps[file]
 
-
-def _read_exactly(stream: FileIO, position: int, data: memoryview, info: TensorInfo) -> None:
-    stream.seek(position)
-    while data:
-        count = stream.readinto(data)
-        if not count:
-            raise CheckpointError(f"{info.file} has become shorter while {info.name} was read; download it again")
-        data = data[count:]
+    def _read(self, info: TensorInfo, position: int, data: memoryview) -> None:
+        """Bytes of a tensor from a position in its file, which stays open."""
+        if info.file not in self._files:
+            self._files[info.file] = FileIO(info.file)
+        while data:
+            count = os.preadv(self._files[info.file].fileno(), [data], position)
+            if not count:
+                raise CheckpointError(f"{info.file} has become shorter while {info.name} was read; download it again")
+            data, position = data[count:], position + count
 
 
 def _read_weight_map(folder: Path) -> dict[str, str] | None:

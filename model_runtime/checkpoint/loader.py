@@ -22,18 +22,32 @@ from torch import Tensor, nn
 from v32.kernels.fp8_gemm import dequantize as dequantize_blocks
 from v32.kernels.native import library
 from v32.model_runtime.checkpoint.arena import Arena
+from v32.model_runtime.checkpoint.expert_files import ExpertFiles
 from v32.model_runtime.checkpoint.index import CheckpointIndex
 from v32.model_runtime.checkpoint.manifest import Manifest
-from v32.model_runtime.checkpoint.slots import FLOATS, KEPT_FLOAT32, Slot, check_finite, check_fp8, is_mtp, slots_of
+from v32.model_runtime.checkpoint.slots import (
+    FLOATS,
+    FP8,
+    KEPT_FLOAT32,
+    ROUTED_EXPERT,
+    Slot,
+    check_finite,
+    check_fp8,
+    is_mtp,
+    slots_of,
+)
 from v32.model_runtime.config import DeepseekV32Config, Numerics
 from v32.model_runtime.errors import CheckpointError
+from v32.model_runtime.model.expert_cache import ExpertCache, LayerExperts
 from v32.model_runtime.model.linear import Linear
+from v32.model_runtime.model.moe import MoE
 from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
 
 Progress = Callable[[int, int], None]
 """Called with the bytes loaded so far and in all."""
 
 _TRIM_BYTES = 16 << 20
+_AS_STORED = (torch.float32, torch.bfloat16)
 
 
 def load_checkpoint(
@@ -45,6 +59,7 @@ def load_checkpoint(
     mtp: bool | Literal["auto"] = False,
     numerics: Numerics = "float",
     verify: bool = True,
+    expert_places: int | None = None,
     progress: Progress | None = None,
 ) -> DeepseekV32ForCausalLM:
     """Load a checkpoint; raises `CheckpointError` naming the file or tensor and the remedy.
@@ -53,7 +68,8 @@ def load_checkpoint(
     stay FP8, or become `dtype` with `dequantize`; "auto" does that on a CPU without native kernels when it takes at
     most half of the memory. With native kernels bfloat16 matrices stay as they are, too: sums are float32 anyway.
     `mtp` loads the draft layers behind the last one ("auto": if there are any). `numerics`: see `set_numerics`.
-    `verify` looks for NaN and for scales that are not positive; it reads every byte.
+    `verify` looks for NaN and for scales that are not positive; it reads every byte. `expert_places`: so many routed
+    experts are in memory at a time, as they are stored; they are read, and checked, when tokens choose them.
     """
     folder, device = Path(folder), torch.device(device)
     dtype = dtype or default_dtype(device)
@@ -65,7 +81,11 @@ def load_checkpoint(
     index = CheckpointIndex.from_dir(folder)
     Manifest.check(folder, index.fingerprint)
     model = _model_without_memory(config, with_mtp=_has_mtp(config, index) if mtp == "auto" else mtp)
-    slots = list(slots_of(model, index))
+    slots, streamed = list(slots_of(model, index)), list[Slot]()
+    if expert_places is not None:
+        dequantize = False
+        streamed = [slot for slot in slots if ROUTED_EXPERT.search(slot.info.name)]
+        slots = [slot for slot in slots if not ROUTED_EXPERT.search(slot.info.name)]
     if dequantize == "auto":
         num_weights = sum(slot.info.num_bytes // slot.info.dtype.itemsize for slot in slots)
         dequantize = numerics == "float" and dequantizes_by_default(num_weights, device.type, dtype)
@@ -79,6 +99,8 @@ def load_checkpoint(
         done += slot.num_bytes
         if progress:
             progress(done, total)
+    if expert_places is not None and streamed:
+        _cache_experts(model, ExpertFiles(index, streamed), expert_places)
     _share(model)
     model.set_numerics(numerics)
     return model.requires_grad_(False).eval()
@@ -124,18 +146,25 @@ class _Filler:
     arena: Arena | None  # of weights that native kernels read as they are
 
     def fill(self, slot: Slot) -> None:
-        self._fill(slot)
-        placed: Tensor = getattr(slot.module, slot.attribute)
-        if self.arena or placed.dtype != slot.info.dtype or placed.device.type != "cpu":
-            self.index.release(slot.info.name)  # else the files stay in memory beside what was made of them
-
-    def _fill(self, slot: Slot) -> None:
-        tensor = self.index.read(slot.info.name)
+        tensor = self._read(slot)
         if slot.scale is None:
             slot.put(self._float(slot, tensor))
-            return
-        scale = self.index.read(slot.scale.name).to(self.device, torch.float32)
-        codes = self.arena.keep(tensor) if self.arena else tensor.to(self.device)
+        else:
+            self._put_codes(slot, tensor, self.index.read(slot.scale.name).to(self.device, torch.float32))
+        placed: Tensor = getattr(slot.module, slot.attribute)
+        if placed.data_ptr() != tensor.data_ptr():
+            self.index.release(slot.info.name)  # else the files stay in memory beside what was made of them
+
+    def _read(self, slot: Slot) -> Tensor:
+        """Mapped, or in the arena, from where native kernels read matrices as they are stored."""
+        info = slot.info
+        is_kept = isinstance(slot.module, (Linear, nn.Embedding)) and info.dtype in (*_AS_STORED, FP8)
+        if self.arena is None or not is_kept or KEPT_FLOAT32.search(info.name):
+            return self.index.read(info.name)
+        return self.index.read_into(info.name, self.arena.empty(info.shape, info.dtype))
+
+    def _put_codes(self, slot: Slot, tensor: Tensor, scale: Tensor) -> None:
+        codes = tensor.to(self.device)
         if self.verify:
             check_fp8(slot.info, codes, scale)
         if self.dequantize:
@@ -145,14 +174,25 @@ class _Filler:
             slot.put(scale, is_scale=True)
 
     def _float(self, slot: Slot, tensor: Tensor) -> Tensor:
-        info, is_matrix = slot.info, isinstance(slot.module, Linear)
+        info, is_matrix = slot.info, isinstance(slot.module, (Linear, nn.Embedding))
         if self.verify:
             check_finite(info, tensor)
         if KEPT_FLOAT32.search(info.name):
             return tensor.to(self.device, torch.float32)
-        if self.arena and is_matrix and tensor.dtype in (torch.float32, torch.bfloat16):
-            return self.arena.keep(tensor)
+        if self.arena and is_matrix and tensor.dtype in _AS_STORED:
+            return tensor
         return tensor.to(self.device, self.dtype)
+
+
+def _cache_experts(model: DeepseekV32ForCausalLM, files: ExpertFiles, num_places: int) -> None:
+    """Let the model's layers take their experts from the files."""
+    memory = Arena(num_places * files.place_bytes)
+    places = memory.empty((num_places, files.place_bytes), torch.uint8)
+    cache = ExpertCache(files, places, on_shrink=memory.give_back)
+    for number, layer in enumerate(model.model.layers):
+        if isinstance(layer.mlp, MoE):
+            layer.mlp.experts = nn.ModuleList()
+            layer.mlp.cached_experts = LayerExperts(cache, number)
 
 
 def _model_without_memory(config: DeepseekV32Config, *, with_mtp: bool) -> DeepseekV32ForCausalLM:

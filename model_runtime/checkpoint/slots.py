@@ -22,6 +22,7 @@ _SCALE = "_scale_inv"
 _BUFFERS_OF_OTHERS = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
 # The arithmetic with these is done in float32 whatever the model's dtype.
 KEPT_FLOAT32 = re.compile(r"\.(indexer\.k_norm\.(weight|bias)|indexer\.weights_proj\.weight|mlp\.gate\..*)$")
+ROUTED_EXPERT = re.compile(r"\.mlp\.experts\.\d+\.")
 # Read directly by their callers, without a scale.
 _NEVER_FP8 = re.compile(r"(^lm_head|\.shared_head\.head|\.indexer\.weights_proj)\.weight$")
 

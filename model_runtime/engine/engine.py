@@ -63,7 +63,7 @@ class Engine:
         `num_drafts`: tokens that the MTP layer guesses a step, checked in the next one; 0: none. `on_close` lets go of
         what belongs to the model beside this process.
         """
-        weight = model.model.embed_tokens.weight
+        weight = model.model.norm.weight
         self.model = model.eval()
         self.config = model.config
         layout = KVLayout.of_model(

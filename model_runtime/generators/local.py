@@ -51,7 +51,7 @@ class LocalGenerator:
     def __init__(self, engine: Engine, *, name: str = "v32", fingerprint: str | None = None) -> None:
         self._max_context = engine.max_context
         self._check_prompt = engine.check_prompt
-        weight = engine.model.model.embed_tokens.weight
+        weight = engine.model.model.norm.weight
         self._description = {
             "generator": "local",
             "name": name,

@@ -72,9 +72,9 @@ class MLA(nn.Module):
         return self._kv_b()[:, self.nope_dim :]
 
     def _kv_b(self) -> Tensor:
-        if self.kv_b_proj.weight_scale_inv is None:
+        dtype = self.kv_a_layernorm.weight.dtype
+        if self.kv_b_proj.weight.dtype == dtype:
             return self.kv_b_proj.weight.unflatten(0, (self.heads, -1))
         if self._absorbed is None:
-            dtype = self.kv_a_layernorm.weight.dtype
             self._absorbed = self.kv_b_proj.float_weight(dtype).unflatten(0, (self.heads, -1))
         return self._absorbed

@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from v32.kernels.fp8_gemm import ActScaleFormat
 from v32.kernels.moe_experts import ExpertWeights, moe_experts
 from v32.kernels.moe_route import Routing, moe_route
 from v32.kernels.swiglu import swiglu
 from v32.model_runtime.config import DeepseekV32Config
+from v32.model_runtime.model.expert_cache import LayerExperts
 from v32.model_runtime.model.linear import Linear
 
 
@@ -64,12 +66,34 @@ class MoE(nn.Module):
         self.gate = Gate(config)
         self.experts = nn.ModuleList(MLP(size, width) for _ in range(config.n_routed_experts))
         self.shared_experts = MLP(size, width * config.n_shared_experts)
+        self.cached_experts: LayerExperts | None = None
+        """In place of `experts`, which is empty then, where memory does not hold them all."""
         self.last_routing: Tensor | None = None
         """Experts of the last call, int64 [N, K]; training balances their load with it."""
 
     def forward(self, x: Tensor) -> Tensor:
         weights, indices = self.gate(x)
         self.last_routing = indices
-        experts = [cast(MLP, expert).expert_weights() for expert in self.experts]
+        return (self.routed(x, indices, weights) + self.shared_experts(x).float()).to(x.dtype)
+
+    def routed(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+        """The sum over the chosen experts, float32 [N, D]."""
         fmt = self.shared_experts.gate_proj.act_scale_fmt
-        return (moe_experts(x, indices, weights, experts, fmt) + self.shared_experts(x).float()).to(x.dtype)
+        if self.cached_experts is not None:
+            return _in_waves(self.cached_experts, x, indices, weights, fmt)
+        experts = [cast(MLP, expert).expert_weights() for expert in self.experts]
+        return moe_experts(x, indices, weights, experts, fmt)
+
+
+def _in_waves(cached: LayerExperts, x: Tensor, indices: Tensor, weights: Tensor, fmt: ActScaleFormat | None) -> Tensor:
+    """As `moe_experts`, of as many experts at a time as there are places for, in ascending order."""
+    chosen, numbers = indices.unique(return_inverse=True)
+    size, total = cached.num_places, x.new_zeros(x.shape, dtype=torch.float32)
+    if len(chosen) <= size:
+        return moe_experts(x, numbers, weights, cached.hold(chosen.tolist()), fmt)
+    for start in range(0, len(chosen), size):
+        rows, places = ((numbers >= start) & (numbers < start + size)).nonzero(as_tuple=True)
+        held = cached.hold(chosen[start : start + size].tolist())
+        pairs = numbers[rows, places, None] - start, weights[rows, places, None]
+        total.index_add_(0, rows, moe_experts(x[rows], *pairs, held, fmt))
+    return total

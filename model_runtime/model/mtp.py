@@ -46,7 +46,7 @@ class MTPLayer(DecoderLayer):
         self, hidden: Tensor, next_ids: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, attention: Attention
     ) -> Tensor:
         """`draft` without its logits: `shared_head.head` gives those of the rows that are wanted."""
-        embedded = self.embed_tokens(next_ids) * (positions > 0)[:, None]
+        embedded = self.embed_tokens(next_ids).to(hidden.dtype) * (positions > 0)[:, None]
         joined = self.eh_proj(torch.cat((self.enorm(embedded), self.hnorm(hidden)), -1))
         normed: Tensor = self.shared_head.norm(self(joined, cos, sin, attention))
         return normed

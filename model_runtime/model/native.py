@@ -21,7 +21,9 @@ from v32.kernels.decoder_step import (
     NativeShape,
     matrix,
 )
+from v32.kernels.moe_experts import ExpertWeights
 from v32.kernels.native import NativeMatrix, library
+from v32.model_runtime.model.expert_cache import ExpertCache, LayerExperts
 from v32.model_runtime.model.layer import DecoderLayer
 from v32.model_runtime.model.linear import Linear
 from v32.model_runtime.model.moe import MLP, MoE
@@ -50,10 +52,13 @@ class NativeDecoder:
             return None
         kept: list[Any] = []
         embedding = matrix(model.embed_tokens.weight)
-        layers = [_layer(cast(DecoderLayer, layer), kept) for layer in model.layers[: model.config.num_hidden_layers]]
+        pointers = _Pointers()
+        decoder = [cast(DecoderLayer, layer) for layer in model.layers[: model.config.num_hidden_layers]]
+        layers = [_layer(layer, kept, pointers) for layer in decoder]
         if embedding is None or any(layer is None for layer in layers):
             return None
-        step = DecoderStep(_shape(model), embedding, model.norm.weight, cast("list[NativeLayer]", layers))
+        held = pointers if pointers.cache else None
+        step = DecoderStep(_shape(model), embedding, model.norm.weight, cast("list[NativeLayer]", layers), held)
         return cls(model, step, [*kept, model.norm.weight, model.embed_tokens.weight])
 
     def is_current(self, model: DeepseekV32Model) -> bool:
@@ -80,6 +85,44 @@ class NativeDecoder:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copied model has other tensors: it makes its own."""
+
+
+class _Pointers:
+    """Where cached experts lie, by layer; the step asks for those that its tokens have chosen."""
+
+    def __init__(self) -> None:
+        self.cache: ExpertCache | None = None
+        self._layers: dict[int, ctypes.Array[NativeExpert]] = {}
+        self._current: dict[tuple[int, int], ExpertWeights] = {}
+
+    @property
+    def num_places(self) -> int:
+        assert self.cache is not None
+        return self.cache.num_places
+
+    def array(self, experts: LayerExperts, num_experts: int) -> ctypes.Array[NativeExpert] | None:
+        """A layer's experts, whose pointers are set when they are held; None if the kernels cannot read them."""
+        self.cache = experts.cache
+        layouts = [_pointers(experts.layout(expert)) for expert in range(num_experts)]
+        if any(layout is None for layout in layouts):
+            return None
+        array = (NativeExpert * num_experts)(*cast("list[NativeExpert]", layouts))
+        self._layers[experts.layer] = array
+        return array
+
+    def hold(self, layer: int, experts: Sequence[int]) -> None:
+        assert self.cache is not None
+        for expert, weights in zip(experts, self.cache.hold(layer, experts), strict=True):
+            if self._current.get((layer, expert)) is not weights:
+                native = _pointers(weights)
+                assert native is not None
+                self._layers[layer][expert] = native
+                self._current[layer, expert] = weights
+
+
+def _pointers(weights: ExpertWeights) -> NativeExpert | None:
+    parts = [matrix(*pair) for pair in zip(weights[:3], weights[3:], strict=True)]
+    return None if any(part is None for part in parts) else NativeExpert(*parts)
 
 
 def _witnesses(model: DeepseekV32Model) -> list[Tensor]:
@@ -120,7 +163,7 @@ def _shape(model: DeepseekV32Model) -> NativeShape:
     )
 
 
-def _layer(layer: DecoderLayer, kept: list[Any]) -> NativeLayer | None:
+def _layer(layer: DecoderLayer, kept: list[Any], pointers: _Pointers) -> NativeLayer | None:
     """A layer's pointers; what they point to is appended to `kept`. None if a tensor is not as the kernels need it."""
     mla, indexer = layer.self_attn, layer.self_attn.indexer
     native = NativeLayer()
@@ -147,11 +190,9 @@ def _layer(layer: DecoderLayer, kept: list[Any]) -> NativeLayer | None:
     shared = _expert(block.shared_experts if isinstance(block, MoE) else block, kept)
     native.router = NO_MATRIX
     if isinstance(block, MoE):
-        experts = [_expert(cast(MLP, expert), kept) for expert in block.experts]
-        router = matrix(block.gate.weight)
-        if router is None or any(expert is None for expert in experts):
+        router, array = matrix(block.gate.weight), _experts(block, kept, pointers)
+        if router is None or array is None:
             return None
-        array = (NativeExpert * len(experts))(*cast("list[NativeExpert]", experts))
         vectors["correction_bias"] = block.gate.e_score_correction_bias
         native.router, native.experts = router, ctypes.addressof(array)
         kept += [array, block.gate.weight]
@@ -178,9 +219,21 @@ def _expert(mlp: MLP, kept: list[Any]) -> NativeExpert | None:
     return None if any(part is None for part in parts) else NativeExpert(*parts)
 
 
+def _experts(block: MoE, kept: list[Any], pointers: _Pointers) -> ctypes.Array[NativeExpert] | None:
+    if block.cached_experts is not None:
+        return pointers.array(block.cached_experts, block.gate.config.n_routed_experts)
+    experts = [_expert(cast(MLP, expert), kept) for expert in block.experts]
+    if any(expert is None for expert in experts):
+        return None
+    return (NativeExpert * len(experts))(*cast("list[NativeExpert]", experts))
+
+
 def _bytes_a_row(model: DeepseekV32Model) -> int:
     """Bytes of weights that a token reads in the last layer."""
     layer = cast(DecoderLayer, model.layers[model.config.num_hidden_layers - 1])
-    experts = sum(p.nbytes for p in layer.mlp.experts.parameters()) if isinstance(layer.mlp, MoE) else 0
+    block = layer.mlp
+    experts = sum(p.nbytes for p in block.experts.parameters()) if isinstance(block, MoE) else 0
     chosen = experts * model.config.num_experts_per_tok // model.config.n_routed_experts
+    if isinstance(block, MoE) and block.cached_experts is not None:
+        chosen = block.cached_experts.cache.place_bytes * model.config.num_experts_per_tok
     return sum(p.nbytes for p in layer.parameters()) - experts + chosen

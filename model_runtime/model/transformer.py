@@ -59,7 +59,7 @@ class DeepseekV32Model(nn.Module):
             if hidden is not None:
                 return hidden
         cos, sin = self.rotary(positions)
-        x = self.embed_tokens(input_ids)
+        x = self.embed_tokens(input_ids).to(self.norm.weight.dtype)
         for layer in self.layers[: self.config.num_hidden_layers]:
             x = layer(x, cos, sin, attention)
         return self.norm(x)
