@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from v32.tools.validation import Validator
+
 
 class Answer(NamedTuple):
     """`value` as parsed; `problem` says where and why it does not satisfy the schema."""
@@ -15,15 +17,11 @@ class Answer(NamedTuple):
 
 
 def read_answer(text: str, schema: Mapping[str, Any]) -> Answer:
-    """jsonschema has the last word, also over what a grammar let through."""
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import best_match
-
+    """The validator of tool arguments has the last word, also over what a grammar let through."""
     try:
         value = json.loads(text)
-        error = best_match(Draft202012Validator(schema).iter_errors(value))
     except (ValueError, RecursionError) as failure:
         return Answer(problem=f"the answer is not JSON: {failure}")
-    if error is not None:
-        return Answer(problem=f"the answer does not follow response_format: {error.json_path}: {error.message[:300]}")
+    if problems := Validator(schema, "response_format").problems(value):
+        return Answer(problem=f"the answer does not follow response_format: {'; '.join(map(str, problems))[:1000]}")
     return Answer(value)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from v32.tools.local_index import Hit, LocalIndex
     from v32.tools.mcp_client import mcp_tools
     from v32.tools.search import SearchProvider, document_tools, find_tool, open_page_tool, search_tool
-    from v32.tools.toolset import Problem, Toolset
+    from v32.tools.toolset import Toolset
+    from v32.tools.validation import Problem, Validator
 
 # name → the module it comes from, imported when the name is first used
 _LAZY = {
@@ -25,12 +26,13 @@ _LAZY = {
     "DocumentError": "errors",
     "Hit": "local_index",
     "LocalIndex": "local_index",
-    "Problem": "toolset",
+    "Problem": "validation",
     "ProviderError": "errors",
     "SearchProvider": "search",
     "ToolDefinitionError": "errors",
     "ToolsError": "errors",
     "Toolset": "toolset",
+    "Validator": "validation",
     "WorkerError": "errors",
     "bash_tool": "code",
     "document_tools": "search",
@@ -61,6 +63,7 @@ __all__ = [
     "ToolOutput",
     "ToolsError",
     "Toolset",
+    "Validator",
     "WorkerError",
     "bash_tool",
     "document_tools",

@@ -19,7 +19,7 @@ from v32.model_runtime.encoding import ChatTokenizer
 from v32.model_runtime.errors import GeneratorError, UnsupportedSchemaError
 from v32.model_runtime.generators.scripted import ScriptedGenerator
 from v32.model_runtime.grammar import ConstraintCompiler
-from v32.tools import RawTool, tool
+from v32.tools import RawTool, ToolDefinitionError, tool
 
 pytestmark = pytest.mark.anyio
 
@@ -132,3 +132,17 @@ def test_every_text_is_an_answer_or_has_a_problem(text: str) -> None:
         assert all(isinstance(item, int) for item in answer.value)
     else:
         assert answer.value is None
+
+
+def test_answers_are_checked_as_arguments_are() -> None:
+    """Formats count, every problem is named, and no reference is fetched."""
+    schema = {"type": "object", "properties": {"on": {"type": "string", "format": "date"}, "n": {"type": "integer"}}}
+    assert read_answer('{"on": "soon", "n": "1"}', schema).problem == (
+        "the answer does not follow response_format: "
+        '$.n: expected integer, got string "1"; $.on: string "soon" is no date, such as 2026-01-31'
+    )
+
+
+def test_a_format_that_leads_elsewhere_is_refused_at_construction(held: Callable[..., ChatModel]) -> None:
+    with pytest.raises(ToolDefinitionError, match=r"response_format may not refer to 'http://127\.0\.0\.1:1/x'"):
+        Agent(held(), response_format={"type": "array", "items": {"$ref": "http://127.0.0.1:1/x"}})

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import anyio
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from pydantic import TypeAdapter
 
 from v32.sandboxes.errors import SandboxUnavailable
 from v32.tools import FunctionTool, RawTool, ToolContext, ToolDefinitionError, ToolError, ToolOutput, Toolset, tool
@@ -80,8 +82,15 @@ def test_arguments_must_be_an_object(arguments: Any) -> None:
     [
         ({"enum": ["a", "b"]}, "c", '$.x: expected one of "a", "b", got string "c"'),
         ({"const": 1}, 2, "$.x: expected one of 1, got integer 2"),
-        ({"type": "string", "format": "date"}, "soon", "$.x: 'soon' is not a 'date'"),
-        ({"type": "string", "format": "email"}, "me", "$.x: 'me' is not a 'email'"),
+        ({"type": "string", "format": "date"}, "soon", '$.x: string "soon" is no date, such as 2026-01-31'),
+        (
+            {"format": "date-time"},
+            "2026-01-31",
+            '$.x: string "2026-01-31" is no date-time, such as 2026-01-31T12:00:00Z',
+        ),
+        ({"format": "duration"}, "2 h", '$.x: string "2 h" is no duration, such as P1DT2H30M'),
+        ({"format": "hostname"}, "-", '$.x: string "-" is no hostname'),
+        ({"type": "string", "format": "email"}, "me", '$.x: string "me" is no email, such as name@example.org'),
         ({"type": "integer", "minimum": 3}, 2, "$.x: 2 is less than the minimum of 3"),
         ({"type": ["integer", "null"]}, "2", '$.x: expected integer or null, got string "2"'),
         ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, "2", '$.x: expected integer or null, got string "2"'),
@@ -93,7 +102,7 @@ def test_arguments_must_be_an_object(arguments: Any) -> None:
         (
             {"oneOf": [{"type": "integer"}, {"type": "string", "format": "email"}]},
             "nomail",
-            "$.x: 'nomail' is not a 'email'",
+            '$.x: string "nomail" is no email, such as name@example.org',
         ),
         ({"$ref": "#/$defs/even"}, 3, "$.x: 3 is not a multiple of 2"),
         ({"type": "array", "uniqueItems": True}, [1, 1], "$.x: [1, 1] has non-unique elements"),
@@ -166,7 +175,7 @@ def test_hostile_arguments_are_answered_quickly() -> None:
         ([search, search], "two tools are named 'search': <tool search.*<tool search"),
         ([raw({"type": "object"}, name="no space")], "tool name 'no space' cannot be written in a call"),
         ([raw({"type": "object"}, name="x" * 65)], "cannot be written in a call"),
-        ([raw({"type": "strange"})], r"parameters of tool 'f' are no JSON Schema \(2020-12\): \$.type: 'strange'"),
+        ([raw({"type": "strange"})], r"parameters of tool 'f': not a JSON Schema \(2020-12\): \$.type: 'strange'"),
         ([raw({"type": "array"})], 'must be a schema with "type": "object", got \'array\''),
         ([raw({"type": "object", "properties": {"a": {"$ref": "#/$defs/b"}}})], r"refer to '#/\$defs/b'"),
         (
@@ -319,3 +328,13 @@ async def test_output_data_is_kept(context: ToolContext) -> None:
         return ToolOutput("x", data={"ids": [1]})
 
     assert (await Toolset([f]).run("f", {}, context)).data == {"ids": [1]}
+
+
+def test_durations_are_those_that_pydantic_reads() -> None:
+    durations = TypeAdapter(timedelta)
+    tools = Toolset([raw({"type": "object", "properties": {"x": durations.json_schema()}})])
+    for text in ("P4D", "PT0S", "P1W", "P3DT4H5M6S", "PT36H", "PT1.5S"):
+        durations.validate_json(f'"{text}"')
+        assert reasons(tools, "f", {"x": text}) == []
+    for text in ("P", "PT", "P1", "P1D2H", "1D", "PT1H2D", "P1S", "", "P1DT"):
+        assert len(reasons(tools, "f", {"x": text})) == 1
