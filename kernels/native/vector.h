@@ -25,6 +25,7 @@ constexpr int GROUP = 4 * LANES;
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef int16_t Halves __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 typedef float LooseFloats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint32_t LooseWords __attribute__((vector_size(4 * LANES), aligned(1), may_alias));
