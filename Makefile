@@ -16,6 +16,9 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 FOLDERS := agent tools model_runtime kernels sandboxes
 SOURCES := $(FOLDERS) v32 examples tests setup.py
 
+# Compiled modules are kept whatever the shell says: without them every run of the tests compiles all of them again.
+unexport PYTHONDONTWRITEBYTECODE
+
 DEMO_OPTIONS := --tools search,python --docs examples/tiny_v32/corpus --topn 3 --temperature 0
 
 .PHONY: demo test check lint types imports fast-tests eval setup clean
@@ -26,7 +29,9 @@ demo: setup
 test: setup
 	$(PYTEST)
 
-check: lint types imports fast-tests
+# The parts side by side: types and tests are about the same work.
+check: setup
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=target fast-tests types lint imports
 
 lint: setup
 	$(BIN)/ruff format --check $(SOURCES)
@@ -36,7 +41,7 @@ lint: setup
 types: setup
 	mkdir -p build/typed/v32
 	for folder in $(FOLDERS); do ln -sfn ../../../$$folder build/typed/v32/$$folder; done
-	MYPYPATH=build/typed $(BIN)/mypy --namespace-packages $(addprefix -p v32.,$(FOLDERS))
+	MYPYPATH=build/typed $(BIN)/mypy --cache-dir build/mypy --namespace-packages $(addprefix -p v32.,$(FOLDERS))
 
 imports: setup
 	$(BIN)/lint-imports

@@ -129,6 +129,7 @@ def _has_clear_border(inputs: AttentionInputs, topk: int) -> Tensor:
     return ~((ranked[:, topk - 1] - ranked[:, topk]).abs() < 1e-5)
 
 
+@pytest.mark.slow
 def test_warmup_teaches_only_the_indexer_and_lowers_its_loss(
     small_tokenizer: ChatTokenizer, small_model: DeepseekV32ForCausalLM, tmp_path: Path
 ) -> None:
