@@ -17,7 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anyio
@@ -108,6 +108,8 @@ async def open_bubblewrap(policy: SandboxPolicy, recipe: Recipe = Recipe()) -> S
             try:
                 return await _Opening(policy, recipe, binary, interpreter, own_pool).run()
             except _DidNotOpen as failure:
+                if recipe.cgroup and "cgroup.procs" in str(failure):  # a group that nobody can join limits nothing
+                    return await open_bubblewrap(policy, replace(recipe, cgroup=False))
                 failures.append(f"{binary.path}: {failure}")
         if not any("launcher: unshare" in failure or "launcher: cannot write" in failure for failure in failures):
             break

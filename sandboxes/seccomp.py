@@ -55,6 +55,7 @@ RLIMIT_CORE = 4
 PRIO_USER, IOPRIO_WHO_USER = 2, 3
 
 
+@cache
 def build_filter(
     *,
     machine: str | None = None,

@@ -13,6 +13,7 @@ import pytest
 from v32.sandboxes import SandboxError, SandboxPolicy, SandboxUnavailable, open_sandbox
 from v32.sandboxes import bubblewrap as backend
 from v32.sandboxes.bubblewrap import Binary, Recipe, open_bubblewrap
+from v32.sandboxes.cgroup import Cgroup
 from v32.sandboxes.interpreter import find_interpreter
 from v32.sandboxes.probes import probe
 from v32.sandboxes.remedies import explain
@@ -214,6 +215,38 @@ def test_where_stage_0_is_refused_bwrap_alone_is_used_and_said_to_be() -> None:
             await sandbox.write_file("a", b"x")
 
     anyio.run(run)
+
+
+def test_a_control_group_that_cannot_be_joined_is_replaced_by_the_watchdog_and_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = tmp_path / "group"
+    group.mkdir()  # no cgroup.procs in it
+    monkeypatch.setattr(backend, "open_cgroup", lambda policy: Cgroup(2, group, group, None))
+
+    async def run() -> tuple[str, str | None]:
+        async with await open_bubblewrap(SandboxPolicy()) as sandbox:
+            return sandbox.enforced.memory, (await sandbox.run_python("6*7")).value
+
+    assert anyio.run(run) == ("rlimit, watchdog", "42")
+    assert not group.exists()
+
+
+def test_a_host_that_runs_in_real_time_opens_sandboxes_that_do_not() -> None:
+    code = """
+import anyio, os, sys
+from v32.sandboxes import open_sandbox
+try: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+except PermissionError: sys.exit(77)
+async def main():
+    async with open_sandbox() as sandbox:
+        print((await sandbox.run_python("import os; [os.sched_getscheduler(pid) for pid in (0, 1)]")).value)
+anyio.run(main)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    if done.returncode == 77:
+        pytest.skip("this user may not run in real time")
+    assert done.stdout == f"[{os.SCHED_OTHER}, {os.SCHED_OTHER}]\n", done.stderr
 
 
 def test_the_supervisor_refuses_to_run_as_anything_but_pid_1() -> None:

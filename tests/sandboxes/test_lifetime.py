@@ -16,7 +16,7 @@ import pytest
 
 from v32.sandboxes import UnisolatedSandbox, open_sandbox
 from v32.sandboxes.bubblewrap import open_bubblewrap
-from v32.sandboxes.sandbox import SandboxPolicy
+from v32.sandboxes.sandbox import CellResult, OutputChunk, SandboxPolicy
 from v32.sandboxes.supervised import SupervisedSandbox
 
 HOST = """
@@ -152,15 +152,13 @@ def test_a_sandbox_outlives_the_thread_that_opened_it() -> None:
 
 def test_a_dead_supervisor_ends_the_call_and_the_session_with_the_truth() -> None:
     async def run() -> None:
-        async with open_sandbox() as sandbox, anyio.create_task_group() as group:
-
-            async def call() -> None:
-                result = await sandbox.run_python("print('partial', flush=True)\nimport time; time.sleep(60)")
-                assert (result.status, result.state, result.stdout) == ("session_dead", "lost", b"partial\n")
-
-            group.start_soon(call)
-            await anyio.sleep(0.6)
-            sandbox._jail.kill()
+        code = "print('partial', flush=True)\nimport time; time.sleep(60)"
+        async with open_sandbox() as sandbox:
+            async for item in sandbox.stream("python", code):
+                if isinstance(item, OutputChunk):
+                    sandbox._jail.kill()
+        assert isinstance(item, CellResult)
+        assert (item.status, item.state, item.stdout) == ("session_dead", "lost", b"partial\n")
 
     anyio.run(run)
 
