@@ -147,6 +147,7 @@ def test_warmup_teaches_only_the_indexer_and_lowers_its_loss(
     assert all(".indexer." in name for name in changed)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(
     small_tokenizer: ChatTokenizer, small_model: DeepseekV32ForCausalLM, tmp_path: Path
 ) -> None:
@@ -171,6 +172,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_the_log_has_one_json_object_a_line(
     small_tokenizer: ChatTokenizer, small_model: DeepseekV32ForCausalLM, tmp_path: Path
 ) -> None:
