@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from functools import cache
 
 import torch
@@ -17,12 +18,23 @@ def runs_on_gpu(first: Tensor, *rest: Tensor) -> bool:
     The kernels have no backward pass: where autograd records, the reference runs, on the GPU as well. So it does for
     float64, and where Triton is not installed.
     """
-    if not first.is_cuda or not _has_triton():
+    if not (first.is_cuda and _has_triton()) and not _interprets():
         return False
     tensors = (first, *rest)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return False
     return all(tensor.dtype in _FLOATS for tensor in tensors if tensor.is_floating_point())
+
+
+@cache
+def _interprets() -> bool:
+    """V32_INTERPRET=1: what would run on a GPU runs in Triton's interpreter, on tensors of the CPU."""
+    if os.environ.get("V32_INTERPRET") != "1":
+        return False
+    from v32.kernels.triton_support.interpreter import interpret
+
+    interpret()
+    return True
 
 
 @cache

@@ -39,12 +39,15 @@ def draw(logits: Tensor, rows: Seq[Row]) -> list[Drawn | GeneratorError]:
     """One token for each row of logits [M, V], or why that row has none. A row depends on its logits, seed, step and
     grammar alone."""
     bitmask, failures = _fill_bitmask(rows, logits.shape[1])
+    device = logits.device
     ids, logprobs = sample(
         logits,
-        torch.tensor([row.sequence.params.temperature for row in rows]),
-        torch.tensor([row.sequence.params.top_p for row in rows]),
-        torch.tensor([counter_uniform(row.sequence.seed, row.step) for row in rows], dtype=torch.float64),
-        bitmask,
+        torch.tensor([row.sequence.params.temperature for row in rows], device=device),
+        torch.tensor([row.sequence.params.top_p for row in rows], device=device),
+        torch.tensor(
+            [counter_uniform(row.sequence.seed, row.step) for row in rows], dtype=torch.float64, device=device
+        ),
+        None if bitmask is None else bitmask.to(device),
     )
     pairs = enumerate(zip(ids.tolist(), logprobs.tolist(), strict=True))
     return [failures.get(index) or _checked(*pair) for index, pair in pairs]
