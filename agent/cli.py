@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from importlib.metadata import version
 
 COMMANDS = {
     "run": "answer one question",
@@ -59,7 +60,8 @@ def _command(argv: Sequence[str]) -> str:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="")
+    parser.add_argument("--version", action="version", version=f"v32 {version('v32')}")
+    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     for name, words in COMMANDS.items():
         commands.add_parser(name, help=words, add_help=False)
     return str(parser.parse_args(argv).command)

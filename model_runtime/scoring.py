@@ -48,17 +48,19 @@ def score(
 @torch.inference_mode()
 def full_logits(model: DeepseekV32ForCausalLM, token_ids: Sequence[int]) -> Tensor:
     """`score` for a model that is loaded already."""
-    _check_ids(token_ids, model.config.vocab_size)
-    ids = torch.tensor(token_ids, device=model.lm_head.weight.device)
+    ids = torch.tensor(_checked_ids(token_ids, model.config.vocab_size), device=model.lm_head.weight.device)
     positions = torch.arange(len(ids), device=ids.device)
     return model.compute_logits(model(ids, positions, FullAttention([len(ids)], model.config.index_topk)))
 
 
-def _check_ids(token_ids: Sequence[int], vocab_size: int) -> None:
+def _checked_ids(token_ids: Sequence[int], vocab_size: int) -> list[int]:
+    """Plain numbers, whether they came in a list, an array or a tensor."""
+    token_ids = [int(token) for token in token_ids]
     if not token_ids:
         raise ValueError("token_ids is empty; give at least one token, such as the begin-of-sentence id")
     if wrong := [token for token in token_ids if not 0 <= token < vocab_size]:
         raise ValueError(f"token id {wrong[0]} is outside the vocabulary of {vocab_size} tokens")
+    return token_ids
 
 
 def generate_ids(
@@ -81,7 +83,7 @@ def generate_ids(
         stop_token_ids=(model.config.eos_token_id,),
     )
     engine = Engine(model)
-    sequence = engine.add(token_ids, params)
+    sequence = engine.add(_checked_ids(token_ids, model.config.vocab_size), params)
     while engine.has_work:
         engine.step()
     if isinstance(sequence.last_event, GeneratorError):

@@ -78,6 +78,8 @@ class Engine:
         self.drafter = Drafter(self.model, self.pool, num_drafts) if num_drafts else None
         self.max_context = min(model.config.max_position_embeddings, self.pool.max_pages * PAGE_SIZE)
         if max_context is not None:
+            if max_context < 2:
+                raise ValueError(f"max_context is {max_context}; it must be 2 or more: a prompt and what follows it")
             self.max_context = min(self.max_context, max_context)
         self._events: list[SequenceEvent] = []
         self._is_closed = False

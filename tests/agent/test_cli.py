@@ -74,11 +74,16 @@ def test_a_mistake_is_one_line_with_the_remedy(
     assert error.count("\n") == 1
 
 
-def test_an_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "words"), [([], "required: COMMAND"), (["rnu"], "argument COMMAND: invalid choice: 'rnu'")]
+)
+def test_a_missing_or_unknown_command_is_a_usage_error(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as exit_:
-        main(["rnu"])
+        main(arguments)
     assert exit_.value.code == 2
-    assert "invalid choice: 'rnu'" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.slow

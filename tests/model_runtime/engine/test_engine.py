@@ -297,6 +297,10 @@ def test_bad_prompts_are_refused_by_name(model: DeepseekV32ForCausalLM, oracle: 
         Engine(model, kv_budget_bytes=1000)
     with pytest.raises(ValueError, match="max_sequences is 64"):
         Engine(model, max_batch_tokens=8)
+    with pytest.raises(ValueError, match="max_context is 1; it must be 2 or more"):
+        Engine(model, max_context=1)
+    with pytest.raises(ValueError, match="temperature is nan; it must be 0"):
+        SamplingParams(temperature=float("nan"))
     engine.close()
     with pytest.raises(RuntimeError, match="the engine is closed"):
         engine.add([1], GREEDY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -131,6 +132,13 @@ def test_drawn_tokens_repeat_with_their_seed(make_pair: Callable[..., Any]) -> N
     folder = make_pair(50).folder
     drawn = [generate_ids(folder, [5, 6, 7], 24, temperature=1.0, seed=seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_ids_may_come_in_an_array_or_a_tensor(make_pair: Callable[..., Any]) -> None:
+    folder, ids = make_pair(50).folder, [5, 6, 7]
+    for form in (torch.tensor, np.array, tuple):
+        assert torch.equal(score(folder, form(ids)), score(folder, ids))
+        assert generate_ids(folder, form(ids), 3) == generate_ids(folder, ids, 3)
 
 
 @pytest.mark.parametrize("function", [score, lambda folder, ids: generate_ids(folder, ids, 3)])
