@@ -167,10 +167,14 @@ def can_open_terminal() -> bool:
 
 
 def can_watch_files() -> bool:
-    fd = ctypes.CDLL(None).inotify_init1(0)
-    if fd >= 0:
-        os.close(fd)
-    return bool(fd >= 0)
+    """Whether this user has a watcher and a watch left."""
+    libc = ctypes.CDLL(None)
+    fd = libc.inotify_init1(0)
+    if fd < 0:
+        return False
+    watch = libc.inotify_add_watch(fd, b"/", 1)
+    os.close(fd)
+    return bool(watch >= 0)
 
 
 def resident_bytes() -> int:

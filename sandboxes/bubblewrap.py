@@ -169,7 +169,8 @@ class _Opening:
         arguments = [*self._arguments(passed), "--info-fd", str(info)]
         host = self._closing(os.pidfd_open(os.getpid()))
         inside = [self._interpreter.path, "-I", "-S", "-B", "/run/v32/boot.py"]
-        inside += [str(host), str(control), str(control), "/workspace", "namespace"]
+        mode = "namespace" if "pid" in self._recipe.namespaces else "tree"
+        inside += [str(host), str(control), str(control), "/workspace", mode]
         return subprocess.Popen(
             [sys.executable, "-I", "-S", str(LAUNCHER), *settings, "--", *arguments, "--", *inside],
             stdin=subprocess.DEVNULL,
@@ -203,8 +204,9 @@ class _Opening:
         recipe = self._recipe
         arguments = [f"--unshare-{name}" for name in recipe.namespaces]
         arguments += ["--disable-userns"] if recipe.disable_userns else []
-        arguments += ["--uid", "1000", "--gid", "1000", "--hostname", "sandbox", "--cap-drop", "ALL"]
-        arguments += ["--as-pid-1", "--new-session"]
+        arguments += ["--uid", "1000", "--gid", "1000", "--cap-drop", "ALL", "--new-session"]
+        arguments += ["--as-pid-1"] if "pid" in recipe.namespaces else []
+        arguments += ["--hostname", "sandbox"] if "uts" in recipe.namespaces else []
         arguments += ["--clearenv"] if recipe.clear_environment else []
         arguments += self._root(passed) if recipe.minimal_root else _whole_root()
         arguments += ["--proc", "/proc"]

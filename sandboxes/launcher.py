@@ -23,7 +23,7 @@ NEW_USER, NEW_MOUNTS = 0x10000000, 0x00020000
 MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 2, 4, 0x4000, 1 << 18
 PR_SET_DUMPABLE = 4
 REMOVE_SECONDS = 10.0
-QUOTAS = {"max_inotify_instances": 32, "max_inotify_watches": 4096, "max_user_namespaces": 4}
+QUOTAS = {"max_inotify_instances": 32, "max_inotify_watches": 4096}  # else the whole user's, editors and all
 
 
 class Int(_ctypes._SimpleCData):
@@ -56,7 +56,6 @@ def main(arguments: list[str]) -> None:
     if "cpus" in values:
         posix.sched_setaffinity(0, [int(number) for number in values["cpus"].split(",")])
     if "uid" in values:
-        write("/proc/self/oom_score_adj", "500")
         drop(int(values["uid"]))
     if values["pool"]:
         enter_own_namespace()

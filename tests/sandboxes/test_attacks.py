@@ -9,6 +9,7 @@ import pty
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -106,6 +107,13 @@ CASES = {
         Recipe(namespaces=tuple(name for name in NAMESPACES if name != "ipc")),
         ("persist-shm-sysv",),
     ),
+    "pid namespace": (Recipe(namespaces=tuple(name for name in NAMESPACES if name != "pid")), ("host-processes",)),
+    "uts namespace": (Recipe(namespaces=tuple(name for name in NAMESPACES if name != "uts")), ("host-name",)),
+    "cgroup namespace": (Recipe(namespaces=tuple(name for name in NAMESPACES if name != "cgroup")), ("host-groups",)),
+    "quotas of a user namespace of its own": (
+        Recipe(own_pool=False, private_uid=False),
+        ("inotify-exhaust", "inotify-watches"),
+    ),
     "seccomp": (Recipe(seccomp=False), ("vsock", "keyctl-session", "modify-ldt")),
     "socket families": (Recipe(seccomp_without=frozenset({"socket"})), ("vsock",)),
     "keyring calls": (Recipe(seccomp_without=frozenset({"keyctl", "add_key", "request_key"})), ("keyctl-session",)),
@@ -153,14 +161,8 @@ LINES = {
 @pytest.mark.parametrize("defence", LINES)
 def test_without_a_line_of_the_supervisor_its_attack_succeeds(defence: str, tmp_path: Path) -> None:
     recipe, name, line, attack = LINES[defence]
-    guest = tmp_path / "guest"
-    shutil.copytree(GUEST, guest)
-    text = (guest / name).read_text()
-    assert line in text
-    (guest / name).write_text(text.replace(line, "" if line.endswith(" ") or line.startswith(" ") else "pass"))
-    (result,) = anyio.run(
-        partial(run_attacks, only=[attack], open_session=partial(_open, replace(recipe, guest=guest)))
-    )
+    thinned = replace(recipe, guest=_without(line, name, tmp_path))
+    (result,) = anyio.run(partial(run_attacks, only=[attack], open_session=partial(_open, thinned)))
     assert result.outcome == "succeeded", result.evidence
 
 
@@ -248,6 +250,81 @@ def test_what_one_defence_alone_stops(without: Recipe, with_: Recipe, code: str)
     assert _output(with_, code, policy) != b"open\n"
 
 
+SHARED = "import mmap, time\nm = mmap.mmap(-1, 300 << 20)\nfor at in range(0, len(m), 4096): m[at] = 1\n"
+TABLES = (
+    "import mmap, time\nm = mmap.mmap(-1, 1 << 37, flags=0x4022, prot=1)\nfor at in range(0, 1 << 37, 2 << 20): m[at]\n"
+)
+SOCKETS = """
+import os, socket, time
+read, write = os.pipe()
+for _ in range(24):
+    if os.fork() == 0:
+        kept = []
+        try:
+            while True:
+                kept += socket.socketpair()
+                kept[-1].setblocking(False)
+                try:
+                    while True: kept[-1].send(bytes(4096))
+                except BlockingIOError: pass
+        except OSError: pass
+        os.write(write, b"."); time.sleep(20); os._exit(0)
+filled = 0
+while filled < 24: filled += len(os.read(read, 24))
+"""
+COUNTED = {
+    "what is shared, whole": ("objects[device, inode] = max(objects.get((device, inode), 0), size)", SHARED),
+    "what a process hides": (
+        "hidden += address_space_bytes(pid)",
+        "import ctypes; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)\n" + SHARED,
+    ),
+    "page tables": (' b"VmPTE"', TABLES),
+    "the kernel's own": (" or (self._has_the_kernel_grown() and descriptors(pids) >= MANY_DESCRIPTORS)", SOCKETS),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", COUNTED)
+def test_memory_that_only_one_line_of_the_watchdog_counts(what: str, tmp_path: Path) -> None:
+    line, code = COUNTED[what]
+    policy = replace(attacks.POLICY, memory_bytes=200 << 20, wall_seconds=30.0)
+    code += "time.sleep(2); print('open')"
+    assert _output(Recipe(cgroup=False, guest=_without(line, "watchdog.py", tmp_path)), code, policy) == b"open\n"
+    assert _output(Recipe(cgroup=False), code, policy) == b""
+
+
+@NEEDS_ROOT
+@pytest.mark.slow
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_out_of_memory_the_kernel_takes_the_sandbox_and_not_its_larger_host(is_marked: bool, tmp_path: Path) -> None:
+    """Both in one control group, which stands for a machine: unmarked, the host dies."""
+    group = Path("/sys/fs/cgroup/memory", f"test-{os.getpid()}")
+    try:
+        group.mkdir()
+    except OSError:
+        pytest.skip("no control group of version 1 can be made here")
+    guest = GUEST if is_marked else _without('_write("/proc/self/oom_score_adj", b"1000")', "confine.py", tmp_path)
+    code = f"""
+import anyio, pathlib
+from v32.sandboxes.bubblewrap import Recipe, SandboxPolicy, open_bubblewrap
+pathlib.Path({str(group / "cgroup.procs")!r}).write_text("0")
+mine = bytes(range(256)) * (200 << 12)
+async def main():
+    recipe = Recipe(cgroup=False, watchdog=False, rlimits=False, guest=pathlib.Path({str(guest)!r}))
+    async with await open_bubblewrap(SandboxPolicy(), recipe) as sandbox:
+        print((await sandbox.run_python("b'x' * (180 << 20)")).status)
+anyio.run(main)
+"""
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(320 << 20))
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    finally:
+        while any((group / "cgroup.procs").read_text()):
+            time.sleep(0.05)
+        group.rmdir()
+    assert (done.returncode, done.stdout) == ((0, "died\n") if is_marked else (-9, "")), done.stderr
+
+
 def test_landlock_keeps_a_command_from_killing_the_interpreter() -> None:
     async def run(recipe: Recipe) -> str:
         async with await open_bubblewrap(SandboxPolicy(), recipe) as sandbox:
@@ -303,3 +380,13 @@ def _output(recipe: Recipe, code: str, policy: SandboxPolicy = attacks.POLICY) -
             return (await sandbox.run_python(code, timeout=30)).stdout
 
     return anyio.run(run)
+
+
+def _without(line: str, name: str, tmp_path: Path) -> Path:
+    """What runs inside, less one line (or part of one, which then begins or ends with a space)."""
+    guest = tmp_path / "guest"
+    shutil.copytree(GUEST, guest)
+    text = (guest / name).read_text()
+    assert line in text
+    (guest / name).write_text(text.replace(line, "" if line != line.strip() else "pass"))
+    return guest
