@@ -126,14 +126,15 @@ class Step {
         team.meet();
     }
 
-    // out[m][n] (+)= w x_m, each thread a share of w's rows.
+    // out[m][n] (+)= w x_m, each thread a share of w's rows; `next` is the matrix that it reads after this one.
     template <class Store>
-    void multiply(Team& team, int rank, const Matrix& w, const Inputs& inputs, Store store) {
+    void multiply(Team& team, int rank, const Matrix& w, const Inputs& inputs, const Matrix& next, Store store) {
         const Range rows = team.share(rank, w.rows, 8);
+        expect(next, team.share(rank, next.rows, 8).begin);
         product(w, rows.begin, rows.end, inputs.rows(w.kind), n_, store);
     }
-    void multiply(Team& team, int rank, const Matrix& w, const Inputs& inputs, float* out) {
-        multiply(team, rank, w, inputs, [&](int64_t n, int64_t m, float value) { out[m * w.rows + n] = value; });
+    void multiply(Team& team, int rank, const Matrix& w, const Inputs& inputs, const Matrix& next, float* out) {
+        multiply(team, rank, w, inputs, next, [&](int64_t n, int64_t m, float value) { out[m * w.rows + n] = value; });
     }
 
     void embed(int64_t id, float* x) const {
@@ -153,10 +154,10 @@ class Step {
             rms_norm(x_ + i * s_.hidden, l.input_norm, s_.hidden, s_.eps, normed_ + i * s_.hidden);
             inputs_.set(i, normed_ + i * s_.hidden, kinds);
         });
-        multiply(team, rank, l.q_a, inputs_, q_a_ + 0);
-        multiply(team, rank, l.kv_a, inputs_, kv_ + 0);
-        multiply(team, rank, l.index_k, inputs_, key_ + 0);
-        if (scores) multiply(team, rank, l.index_weights, inputs_, index_weights_ + 0);
+        multiply(team, rank, l.q_a, inputs_, l.kv_a, q_a_ + 0);
+        multiply(team, rank, l.kv_a, inputs_, l.index_k, kv_ + 0);
+        multiply(team, rank, l.index_k, inputs_, l.q_b, key_ + 0);
+        if (scores) multiply(team, rank, l.index_weights, inputs_, l.index_q, index_weights_ + 0);
         team.meet();
         each_row(team, rank, [&](int64_t i) {
             float* q = q_a_ + i * s_.q_lora;
@@ -164,19 +165,16 @@ class Step {
             q_inputs_.set(i, q, bit(l.q_b) | bit(l.index_q));
             remember(i, l, cache);
         });
-        multiply(team, rank, l.q_b, q_inputs_, q_ + 0);
-        if (scores) multiply(team, rank, l.index_q, q_inputs_, index_q_ + 0);
+        multiply(team, rank, l.q_b, q_inputs_, l.kv_b, q_ + 0);
+        if (scores) multiply(team, rank, l.index_q, q_inputs_, l.kv_b, index_q_ + 0);
         team.meet();
         absorb_queries(team, rank, l);
         if (scores) select(team, cache, mine);
         attend_rows(team, cache, mine);
         release_values(team, l, mine);
         each_row(team, rank, [&](int64_t i) { out_inputs_.set(i, out_ + i * s_.heads * s_.value, bit(l.o)); });
-        add(team, rank, l.o, out_inputs_);
-    }
-
-    void add(Team& team, int rank, const Matrix& w, const Inputs& inputs) {
-        multiply(team, rank, w, inputs, [&](int64_t n, int64_t m, float value) { x_[m * s_.hidden + n] += value; });
+        multiply(team, rank, l.o, out_inputs_, l.router.rows ? l.router : l.shared.gate,
+                 [&](int64_t n, int64_t m, float value) { x_[m * s_.hidden + n] += value; });
         team.meet();
     }
 
@@ -302,7 +300,7 @@ class Step {
             inputs_.set(i, normed_ + i * s_.hidden, gates);
         });
         if (l.router.rows) {
-            multiply(team, rank, l.router, inputs_, logits_ + 0);
+            multiply(team, rank, l.router, inputs_, l.shared.gate, logits_ + 0);
             team.meet();
             const Routing routing{s_.experts, s_.chosen, s_.groups, s_.chosen_groups, s_.normalise, s_.routed_factor};
             each_row(team, rank, [&](int64_t i) {

@@ -26,7 +26,7 @@ struct Group {
 
 class FeedForward {
   public:
-    static constexpr int64_t INNER = 64, OUTER = 32;
+    static constexpr int64_t INNER = 64, OUTER = 128;
 
     // Group the rows by their `chosen` experts in ascending order; every row passes `shared` last, if there is one.
     // Where memory holds few experts they come in waves of at most `most`: this one begins with expert `first`, the next
@@ -92,8 +92,13 @@ class FeedForward {
                 for (int64_t row : group.rows) xs[which].push_back(inputs(which ? expert.up.kind : expert.gate.kind, row));
             }
             if ((int64_t)gates.size() < count * INNER) gates.resize(count * INNER), ups.resize(count * INNER);
+            expect(expert.up, begin);
             product(expert.gate, begin, end, xs[0].data(), count,
                     [&](int64_t n, int64_t m, float value) { gates[m * INNER + n - begin] = value; });
+            if (item + team.size() < (int64_t)pieces_.size()) {
+                const auto& [next, row] = pieces_[item + team.size()];
+                expect(groups_[next].expert->gate, row);
+            }
             product(expert.up, begin, end, xs[1].data(), count,
                     [&](int64_t n, int64_t m, float value) { ups[m * INNER + n - begin] = value; });
             swiglu(gates.data(), ups.data(), count * INNER);
@@ -112,6 +117,8 @@ class FeedForward {
             for (int64_t m = 0; m < (is_first_ ? 0 : count); ++m) std::copy_n(&carried_[m * outer + begin], end - begin, &sums[m * OUTER]);
             for (const Group& group : groups_) {
                 const int64_t size = (int64_t)group.rows.size();
+                if (&group < &groups_.back()) expect((&group)[1].expert->down, begin);
+                else if (end + OUTER * (team.size() - 1) < outer) expect(groups_[0].expert->down, end + OUTER * (team.size() - 1));
                 product(group.expert->down, begin, end, (const float* const*)group.hidden.data(), size,
                         [&](int64_t n, int64_t m, float value) { values[m * OUTER + n - begin] = value; });
                 // Not where the values are stored: each tile would fuse or not fuse this product in its own way.

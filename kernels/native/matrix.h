@@ -11,6 +11,7 @@ namespace v32 {
 enum Kind : int64_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT8 = 2 };
 
 constexpr int64_t BLOCK = 128;
+constexpr int64_t EXPECTED_BYTES = 1 << 13;
 
 struct Matrix {
     const void* data;
@@ -93,13 +94,24 @@ static inline void arrange(int64_t kind, const float* x, int64_t size, float* ou
     for (int64_t i = whole; i < size; ++i) out[position(kind, i)] = x[i] * factor(kind);
 }
 
+// Sixteen registers hold the sums, the fewer of weights and inputs, and one of the others.
 template <class C, int R, int M, int PART>
 static inline void multiply_part(const uint8_t* const* w, const float* const (&x)[M], Floats (*acc)[M]) {
-    Floats in[M];
-    for (int m = 0; m < M; ++m) in[m] = load(x[m] + PART * LANES);
-    for (int r = 0; r < R; ++r) {
-        const Floats weight = C::template part<PART>(w[r]);
-        for (int m = 0; m < M; ++m) acc[r][m] += weight * in[m];
+    if constexpr (R < M) {
+        Floats weights[R];
+        for (int r = 0; r < R; ++r) weights[r] = C::template part<PART>(w[r]);
+        for (int m = 0; m < M; ++m) {
+            Floats in = load(x[m] + PART * LANES);
+            keep(in);
+            for (int r = 0; r < R; ++r) acc[r][m] += weights[r] * in;
+        }
+    } else {
+        Floats in[M];
+        for (int m = 0; m < M; ++m) in[m] = load(x[m] + PART * LANES);
+        for (int r = 0; r < R; ++r) {
+            const Floats weight = C::template part<PART>(w[r]);
+            for (int m = 0; m < M; ++m) acc[r][m] += weight * in[m];
+        }
     }
 }
 
@@ -116,8 +128,16 @@ static inline void multiply_group(const uint8_t* const* w, const float* const (&
     }
 }
 
+// The rows from `row` on will be read soon: their first lines come into the cache meanwhile. A product that begins with
+// rows it did not ask for waits for memory through its first tile.
+static inline void expect(const Matrix& w, int64_t row) {
+    const int64_t stride = w.cols * (w.kind == FLOAT8 ? 1 : w.kind == BFLOAT16 ? 2 : 4), tile = 8 * stride;
+    const uint8_t* first = (const uint8_t*)w.data + row * stride;
+    for (int64_t line = 0; line < (tile < EXPECTED_BYTES ? tile : EXPECTED_BYTES); line += 64) __builtin_prefetch(first + line);
+}
+
 // total[r][m] += rows[r] . xs[m] over `size` values from column `start` on, a multiple of BLOCK; xs arranged for the kind;
-// all rows lie in one row of blocks, whose scales are `scales`. Meanwhile the R rows at `next` come into the cache, one
+// all rows lie in one row of blocks, whose scales are `scales`. Meanwhile the R rows at `next`, if any, come into the cache, one
 // line after the other: that is how memory likes to be read, while R rows at once are read at half the speed.
 template <int64_t KIND, int R, int M>
 __attribute__((noinline)) static void accumulate(const uint8_t* const* rows, const float* scales, const float* const* xs, int64_t start,
@@ -130,7 +150,7 @@ __attribute__((noinline)) static void accumulate(const uint8_t* const* rows, con
     for (int64_t block = start; block < start + size; block += BLOCK) {
         Floats acc[R][M] = {};
         int64_t left = start + size - block < BLOCK ? start + size - block : BLOCK;
-        for (int64_t line = 0; line < R * BLOCK * C::BYTES; line += 64)
+        for (int64_t line = 0; next && line < R * BLOCK * C::BYTES; line += 64)
             __builtin_prefetch(next + R * block * C::BYTES + line);
         for (; left >= GROUP; left -= GROUP) {
             multiply_group<C, R, M>(w, x, acc);

@@ -92,18 +92,21 @@ static inline void attend(const float* q, int64_t q_stride, Row row, int64_t cou
                           float scale, float* p, int64_t p_stride, float* out, int64_t out_stride) {
     const float* qs[H];
     for (int h = 0; h < H; ++h) qs[h] = q + h * q_stride;
+    constexpr int64_t AHEAD = 8;  // rows that come into the cache before they are read
     int64_t i = 0;
     for (; i + 2 <= count; i += 2) {
         const uint8_t* rows[2] = {(const uint8_t*)row(i), (const uint8_t*)row(i + 1)};
         Floats total[2][H] = {};
-        accumulate<FLOAT32, 2, H>(rows, nullptr, qs, 0, width, (const uint8_t*)row(std::min(i + 2, count - 1)), total);
+        for (int64_t soon = i + AHEAD; soon < std::min(i + AHEAD + 2, count); ++soon)
+            for (int64_t c = 0; c < width; c += 16) __builtin_prefetch(row(soon) + c);
+        accumulate<FLOAT32, 2, H>(rows, nullptr, qs, 0, width, nullptr, total);
         for (int h = 0; h < H; ++h)
             for (int r = 0; r < 2; ++r) p[h * p_stride + i + r] = sum(total[r][h]);
     }
     for (; i < count; ++i) {
         const uint8_t* rows[1] = {(const uint8_t*)row(i)};
         Floats total[1][H] = {};
-        accumulate<FLOAT32, 1, H>(rows, nullptr, qs, 0, width, rows[0], total);
+        accumulate<FLOAT32, 1, H>(rows, nullptr, qs, 0, width, nullptr, total);
         for (int h = 0; h < H; ++h) p[h * p_stride + i] = sum(total[0][h]);
     }
     float sums[H];
