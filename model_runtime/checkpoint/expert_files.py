@@ -8,7 +8,7 @@ was read in its page cache, which it takes back when memory is short. Scales, a 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -41,6 +41,9 @@ class ExpertFiles:
             if slot.scale is not None:
                 self._scales[slot.info.name] = index.read(slot.scale.name).to(torch.float32, copy=True)
         self.place_bytes = max(place_bytes(infos) for infos in self._matrices.values())
+
+    def keys(self) -> Iterable[ExpertKey]:
+        return self._matrices.keys()
 
     def place(self, key: ExpertKey, memory: Tensor) -> ExpertWeights:
         tensors, start = [], 0

@@ -23,6 +23,7 @@ from v32.kernels.fp8_gemm import dequantize as dequantize_blocks
 from v32.kernels.native import library
 from v32.model_runtime.checkpoint.arena import Arena
 from v32.model_runtime.checkpoint.expert_files import ExpertFiles
+from v32.model_runtime.checkpoint.host_experts import HostExperts
 from v32.model_runtime.checkpoint.index import CheckpointIndex
 from v32.model_runtime.checkpoint.manifest import Manifest
 from v32.model_runtime.checkpoint.slots import (
@@ -60,6 +61,7 @@ def load_checkpoint(
     numerics: Numerics = "float",
     verify: bool = True,
     expert_places: int | None = None,
+    expert_cache_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> DeepseekV32ForCausalLM:
     """Load a checkpoint; raises `CheckpointError` naming the file or tensor and the remedy.
@@ -70,6 +72,7 @@ def load_checkpoint(
     `mtp` loads the draft layers behind the last one ("auto": if there are any). `numerics`: see `set_numerics`.
     `verify` looks for NaN and for scales that are not positive; it reads every byte. `expert_places`: so many routed
     experts are in memory at a time, as they are stored; they are read, and checked, when tokens choose them.
+    `expert_cache_bytes`: of the device for routed experts, all of which lie in host memory.
     """
     folder, device = Path(folder), torch.device(device)
     dtype = dtype or default_dtype(device)
@@ -82,7 +85,7 @@ def load_checkpoint(
     Manifest.check(folder, index.fingerprint)
     model = _model_without_memory(config, with_mtp=_has_mtp(config, index) if mtp == "auto" else mtp)
     slots, streamed = list(slots_of(model, index)), list[Slot]()
-    if expert_places is not None:
+    if expert_places is not None or expert_cache_bytes is not None:
         dequantize = False
         streamed = [slot for slot in slots if ROUTED_EXPERT.search(slot.info.name)]
         slots = [slot for slot in slots if not ROUTED_EXPERT.search(slot.info.name)]
@@ -99,8 +102,10 @@ def load_checkpoint(
         done += slot.num_bytes
         if progress:
             progress(done, total)
-    if expert_places is not None and streamed:
-        _cache_experts(model, ExpertFiles(index, streamed), expert_places)
+    if expert_cache_bytes is not None and streamed:
+        _offload_experts(model, HostExperts(ExpertFiles(index, streamed), device), expert_cache_bytes, device)
+    elif expert_places is not None and streamed:
+        _stream_experts(model, ExpertFiles(index, streamed), expert_places)
     _share(model)
     model.set_numerics(numerics)
     return model.requires_grad_(False).eval()
@@ -184,11 +189,26 @@ class _Filler:
         return tensor.to(self.device, self.dtype)
 
 
-def _cache_experts(model: DeepseekV32ForCausalLM, files: ExpertFiles, num_places: int) -> None:
+def _stream_experts(model: DeepseekV32ForCausalLM, files: ExpertFiles, num_places: int) -> None:
     """Let the model's layers take their experts from the files."""
     memory = Arena(num_places * files.place_bytes)
     places = memory.empty((num_places, files.place_bytes), torch.uint8)
-    cache = ExpertCache(files, places, on_shrink=memory.give_back)
+    _take_from(ExpertCache(files, places, on_shrink=memory.give_back), model)
+
+
+def _offload_experts(model: DeepseekV32ForCausalLM, experts: HostExperts, num_bytes: int, device: torch.device) -> None:
+    """Let the model's layers take their experts from host memory through so many bytes of the device."""
+    num_places = min(num_bytes // experts.place_bytes, experts.num_experts)
+    if num_places < 1:
+        raise CheckpointError(
+            f"an expert cache of {num_bytes:,} bytes holds no expert; the smallest that works has "
+            f"{experts.place_bytes:,} bytes"
+        )
+    places = torch.empty(num_places, experts.place_bytes, dtype=torch.uint8, device=device)
+    _take_from(ExpertCache(experts, places), model)
+
+
+def _take_from(cache: ExpertCache, model: DeepseekV32ForCausalLM) -> None:
     for number, layer in enumerate(model.model.layers):
         if isinstance(layer.mlp, MoE):
             layer.mlp.experts = nn.ModuleList()
