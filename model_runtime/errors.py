@@ -6,6 +6,7 @@ ModelRuntimeError
 ├── ToolsNotSupportedError     tools with a variant that does not know them (Speciale)
 ├── UnsupportedSchemaError     a tool's schema cannot be offered to the model
 ├── GeneratorError             the engine or a remote server failed
+├── MemoryBudgetError          a bound of memory in which the model does not fit
 ├── CheckpointError            weights, config or tokenizer are missing, damaged or of another model
 └── KVFileError                saved keys and values are missing, damaged or of another model; compute again
 """
@@ -48,6 +49,10 @@ class UnsupportedSchemaError(ModelRuntimeError):
 
 class GeneratorError(ModelRuntimeError):
     """The engine or a remote server failed; the message says which and what helps."""
+
+
+class MemoryBudgetError(ModelRuntimeError):
+    """The memory that a model may take is less than it needs; the message names what is enough."""
 
 
 class CheckpointError(ModelRuntimeError):

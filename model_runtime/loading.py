@@ -16,6 +16,7 @@ from v32.model_runtime.encoding import ChatTokenizer
 from v32.model_runtime.errors import CheckpointError
 from v32.model_runtime.generators.generator import SamplingParams
 from v32.model_runtime.messages import ThinkingMode
+from v32.model_runtime.sizes import parse_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +34,7 @@ class _Weights(NamedTuple):
     dtype: str
     numerics: Numerics
     dequantize: bool | Literal["auto"]
+    expert_cache: int | None = None
 
 
 def load_model(
@@ -45,6 +47,8 @@ def load_model(
     dequantize: bool | Literal["auto"] = "auto",
     thinking_mode: ThinkingMode = "thinking",
     grammar: bool = True,
+    expert_cache: int | str | None = None,
+    memory_budget: int | str | None = None,
     kv_budget_bytes: int | None = None,
     max_context: int | None = None,
     max_batch_tokens: int = 512,
@@ -65,7 +69,10 @@ def load_model(
     `variant`: what the model is, where its name and files do not say. `dtype`: of activations and of weights that are
     not FP8; "auto" is float32 on a CPU, else bfloat16. `numerics`: "deepseek" rounds activations, latents and index
     heads to FP8 as the published kernels do, "float" does not. `dequantize`: whether FP8 weights become `dtype` while
-    they are loaded; "auto": where that is the faster form and fits. `grammar`: whether calls are held to the
+    they are loaded; "auto": where that is the faster form and fits. `expert_cache`: routed experts lie in host memory,
+    and those used last in so many bytes of the device, such as "8GiB". `memory_budget`: bytes, or "4GiB", that weights,
+    keys, values and the work of a pass may take of a CPU's memory beside the program itself; routed experts for which
+    there is no room are read from the files when tokens choose them. `grammar`: whether calls are held to the
     schemas of the offered tools while they are sampled. `tokenizer`: the folder of a tokenizer.json, needed for a
     server; `server_model`: which of its models. `settle_ahead`: whether idle time is used to prefill what the next
     user message builds on. `speculative`: whether the checkpoint's MTP layer drafts tokens (how many a step: 1 unless
@@ -100,11 +107,13 @@ def load_model(
             sampling=sampling_defaults(folder),
         )
     folder = resolve_source(source)
-    _check_options_of_ranks(num_ranks, numerics, dequantize, speculative, keep_kv)
+    _check_options_of_ranks(num_ranks, numerics, dequantize, speculative, keep_kv, expert_cache)
+    if memory_budget is not None:
+        _check_options_of_budget(num_ranks, device, dequantize, speculative, expert_cache)
     # What is cheap to check comes first: the weights may take minutes.
     chat_tokenizer, vocab_size = _checked_tokenizer(folder, Path(tokenizer) if tokenizer else folder)
     recognised, sampling = detect_variant(folder, variant), sampling_defaults(folder)
-    weights = _Weights(device, dtype, numerics, dequantize)
+    weights = _Weights(device, dtype, numerics, dequantize, None if expert_cache is None else parse_bytes(expert_cache))
     local = _load(
         folder,
         weights,
@@ -115,6 +124,7 @@ def load_model(
         kv_dtype,
         progress,
         num_ranks,
+        memory_budget,
     )
     return ChatModel(
         local,
@@ -142,16 +152,36 @@ def _num_ranks(tensor_parallel: int) -> int:
 
 
 def _check_options_of_ranks(
-    count: int, numerics: str, dequantize: bool | str, speculative: bool | int, keep_kv: bool
+    count: int,
+    numerics: str,
+    dequantize: bool | str,
+    speculative: bool | int,
+    keep_kv: bool,
+    expert_cache: int | str | None,
 ) -> None:
     others = {
         "numerics": numerics == "float",
         "dequantize": dequantize == "auto",
         "speculative": not speculative,
         "keep_kv": not keep_kv,
+        "expert_cache": expert_cache is None,
     }
     if count > 1 and (wrong := [name for name, is_default in others.items() if not is_default]):
         raise ValueError(f"{count} processes work without {wrong[0]}= only; leave it out or load in one process")
+
+
+def _check_options_of_budget(
+    num_ranks: int, device: str, dequantize: bool | str, speculative: bool | int, expert_cache: int | str | None
+) -> None:
+    others = {
+        "tensor_parallel": num_ranks == 1,
+        "device": _device(device).type == "cpu",
+        "dequantize": dequantize is not True,
+        "expert_cache": expert_cache is None,
+        "speculative": not speculative,
+    }
+    if wrong := [name for name, is_default in others.items() if not is_default]:
+        raise ValueError(f"memory_budget= works on one CPU process, with weights as stored; leave out {wrong[0]}=")
 
 
 def sampling_defaults(folder: Path) -> SamplingParams:
@@ -191,7 +221,10 @@ def _load(
     kv_dtype: str,
     progress: Callable[[int, int], None] | None,
     num_ranks: int,
+    memory_budget: int | str | None,
 ) -> LocalGenerator:
+    import torch
+
     from v32.model_runtime.checkpoint import load_checkpoint
     from v32.model_runtime.engine import Engine
     from v32.model_runtime.generators import LocalGenerator
@@ -209,13 +242,31 @@ def _load(
             max_batch_tokens=max_batch_tokens,
         )
         return LocalGenerator(engine, name=folder.name, fingerprint=_fingerprint(folder))
+    shares = None
+    if memory_budget is not None:
+        from v32.model_runtime.memory_budget import divide
+
+        dtype = _dtype(weights.dtype) or torch.float32
+        shares = divide(
+            folder,
+            parse_bytes(memory_budget),
+            dtype=dtype,
+            kv_dtype=_dtype(kv_dtype) or dtype,
+            kv_budget_bytes=kv_budget_bytes,
+            max_batch_tokens=max_batch_tokens,
+            max_context=max_context,
+        )
+        weights = weights._replace(dequantize=False)
+        kv_budget_bytes, max_batch_tokens = shares.kv_budget_bytes, shares.max_batch_tokens
     model = load_checkpoint(
         folder,
         device=place,
         dtype=_dtype(weights.dtype),
         dequantize=weights.dequantize,
         numerics=weights.numerics,
+        expert_cache_bytes=weights.expert_cache,
         mtp=num_drafts > 0,
+        expert_places=shares.expert_places if shares else None,
         progress=progress,
     )
     engine = Engine(
@@ -226,6 +277,8 @@ def _load(
         num_drafts=num_drafts,
         kv_dtype=_dtype(kv_dtype),
     )
+    if shares is not None and model.expert_cache is not None:
+        shares.watch(engine.pool, model.expert_cache)
     return LocalGenerator(engine, name=folder.name, fingerprint=_fingerprint(folder))
 
 

@@ -41,6 +41,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes that share the weights, started here; under torchrun all of its processes do",
     )
+    group.add_argument("--memory-budget", metavar="SIZE", help="such as 4GiB; experts beyond it stay in their files")
+    group.add_argument("--expert-cache", metavar="SIZE", help="such as 8GiB of a GPU; experts lie in host memory")
     group.add_argument("--max-context", type=int, metavar="N", help="positions of prompt and completion together")
     group.add_argument("--chat-mode", action="store_true", help="answer without thinking")
     group.add_argument("--no-grammar", action="store_true", help="do not hold calls to the grammar of the tools")
@@ -88,7 +90,9 @@ def load(arguments: argparse.Namespace) -> ChatModel:
         thinking_mode="chat" if arguments.chat_mode else "thinking",
         grammar=not arguments.no_grammar,
         max_context=arguments.max_context,
+        memory_budget=arguments.memory_budget,
         tensor_parallel=arguments.tensor_parallel,
+        expert_cache=arguments.expert_cache,
         tokenizer=arguments.tokenizer,
         server_model=arguments.server_model,
     )

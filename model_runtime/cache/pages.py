@@ -21,7 +21,7 @@ from torch import Tensor
 from v32.model_runtime.config import DeepseekV32Config
 
 PAGE_SIZE = 64
-_FIRST_PAGES = 16
+FIRST_PAGES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,9 @@ class PagePool:
         self._num_used = 0
         self.on_copy: Callable[[int, int], None] | None = None
         """Told of each copied page and its copy, by those who keep the same pages elsewhere."""
-        self._grow(min(_FIRST_PAGES, self.max_pages))
+        self.before_growth: Callable[[int], object] = lambda num_pages: None
+        """Told how many pages there will be before their memory is taken."""
+        self._grow(min(FIRST_PAGES, self.max_pages))
 
     @property
     def capacity(self) -> int:
@@ -161,6 +163,7 @@ class PagePool:
 
     def _grow(self, capacity: int) -> None:
         """Layer by layer, so that growing needs at most one layer of extra memory."""
+        self.before_growth(capacity)
         layout, slots = self.layout, capacity * PAGE_SIZE
         for index in range(layout.num_layers):
             old = self.layers[index] if index < len(self.layers) else None

@@ -21,7 +21,9 @@ class Arena:
     def __init__(self, num_bytes: int) -> None:
         """Room for that many bytes; more than that is put elsewhere."""
         self._used = 0
-        self._memory = mmap.mmap(-1, num_bytes + (num_bytes >> 4) + (1 << 20))
+        size = num_bytes + (num_bytes >> 4) + (1 << 20)
+        # Private: pages of shared memory would stay with the system when they are given back.
+        self._memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._memory.madvise(mmap.MADV_HUGEPAGE)
 
@@ -40,4 +42,6 @@ class Arena:
         start = tensor.data_ptr() - torch.frombuffer(self._memory, dtype=torch.uint8).data_ptr()
         first, last = -(-start // mmap.PAGESIZE), (start + tensor.nbytes) // mmap.PAGESIZE
         if last > first and hasattr(mmap, "MADV_DONTNEED"):
-            self._memory.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
+            span = first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE
+            self._memory.madvise(mmap.MADV_NOHUGEPAGE, *span)  # else a page beside them brings them back
+            self._memory.madvise(mmap.MADV_DONTNEED, *span)

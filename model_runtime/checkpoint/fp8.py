@@ -16,6 +16,7 @@ BLOCK = 128
 E4M3_MAX = 448.0
 # Far below any weight and far above the underflow of float32: an all-zero block gets this scale.
 _MIN_SCALE = 2.0**-60
+_PIECE = 1 << 20
 
 
 class BlockQuantized(NamedTuple):
@@ -45,7 +46,8 @@ def quantize_blocks(weight: torch.Tensor) -> BlockQuantized:
 
 def has_nan_codes(codes: torch.Tensor) -> bool:
     """Whether a code is one of e4m3's two NaNs, 0x7F and 0xFF; no sound weight has them."""
-    return int((codes.view(torch.uint8) & 0x7F).max()) == 0x7F
+    pieces = codes.view(torch.uint8).flatten().split(_PIECE)  # each is copied
+    return any(int((piece & 0x7F).max()) == 0x7F for piece in pieces)
 
 
 def is_power_of_two(scale: torch.Tensor) -> bool:

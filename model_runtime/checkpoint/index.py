@@ -113,8 +113,9 @@ class CheckpointIndex(Mapping[str, TensorInfo]):
             digest.update(f"{name} {self[name].dtype} {self[name].shape}\n".encode())
         whole = self.num_bytes <= _HASHED_WHOLE
         for name in names if whole else names[:: -(-len(names) // _SAMPLED_TENSORS)]:
-            data = self._bytes(self[name])
-            digest.update(data if whole else bytes(data[:_SAMPLE_BYTES]) + bytes(data[-_SAMPLE_BYTES:]))
+            size = self[name].num_bytes
+            for start, stop in [(0, size)] if whole else [(0, _SAMPLE_BYTES), (max(size - _SAMPLE_BYTES, 0), size)]:
+                digest.update(self._bytes(self[name], start, min(stop, size)))
         return digest.hexdigest()
 
     def read(self, name: str) -> torch.Tensor:
@@ -162,8 +163,10 @@ class CheckpointIndex(Mapping[str, TensorInfo]):
         if stop > start and hasattr(mmap, "MADV_DONTNEED"):
             self._map(info.file).madvise(mmap.MADV_DONTNEED, start, stop - start)
 
-    def _bytes(self, info: TensorInfo) -> memoryview:
-        return memoryview(self._map(info.file))[info.start : info.stop]
+    def _bytes(self, info: TensorInfo, start: int, stop: int) -> bytearray:
+        data = bytearray(stop - start)
+        self._read(info, info.start + start, memoryview(data))
+        return data
 
     def _map(self, file: Path) -> mmap.mmap:
         if file not in self._maps:

@@ -18,6 +18,7 @@ from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FP8 = torch.float8_e4m3fn
+_PIECE = 1 << 20
 _SCALE = "_scale_inv"
 _BUFFERS_OF_OTHERS = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
 # The arithmetic with these is done in float32 whatever the model's dtype.
@@ -90,7 +91,9 @@ def check_fp8(info: TensorInfo, codes: Tensor, scale: Tensor) -> None:
 
 def check_finite(info: TensorInfo, tensor: Tensor) -> None:
     """One pass over sound tensors: a sum keeps every NaN and infinity, only an overflow needs a second look."""
-    if not (bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())):
+    # In pieces: sums of bfloat16 are taken of a copy in float32.
+    pieces = tensor.flatten().split(_PIECE)
+    if not all(bool(torch.isfinite(p.sum(dtype=torch.float32))) or bool(torch.isfinite(p).all()) for p in pieces):
         raise CheckpointError(f"{_at(info)} holds NaN or infinite values; download {info.file.name} again")
 
 

@@ -77,6 +77,7 @@ class ExpertCache:
 
     def shrink(self, num_places: int) -> None:
         """Do with so many places from now on, if it is less."""
+        assert num_places >= 1
         if num_places >= self.num_places:
             return
         for key in [key for key, (place, _) in self._held.items() if place >= num_places]:

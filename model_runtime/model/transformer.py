@@ -10,10 +10,12 @@ from v32.kernels.fp8_gemm import ActScaleFormat
 from v32.model_runtime.config import DeepseekV32Config, Numerics
 from v32.model_runtime.model.attention import Attention, WholeModel
 from v32.model_runtime.model.embedding import embedding
+from v32.model_runtime.model.expert_cache import ExpertCache
 from v32.model_runtime.model.indexer import Indexer
 from v32.model_runtime.model.layer import DecoderLayer
 from v32.model_runtime.model.linear import Linear
 from v32.model_runtime.model.mla import MLA
+from v32.model_runtime.model.moe import MoE
 from v32.model_runtime.model.mtp import MTPLayer
 from v32.model_runtime.model.native import NativeDecoder
 from v32.model_runtime.model.norm import RMSNorm
@@ -102,6 +104,12 @@ class DeepseekV32ForCausalLM(nn.Module):
                 module.rounds_latent = rounds
             elif isinstance(module, Indexer):
                 module.rounds_heads = rounds
+
+    @property
+    def expert_cache(self) -> ExpertCache | None:
+        """Of the routed experts, where they are not all in memory."""
+        blocks = (layer.mlp for layer in self.model.layers)
+        return next((b.cached_experts.cache for b in blocks if isinstance(b, MoE) and b.cached_experts), None)
 
     @property
     def mtp_layers(self) -> list[MTPLayer]:

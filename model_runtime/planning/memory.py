@@ -18,6 +18,8 @@ from v32.model_runtime.engine.paged_attention import BLOCK_ELEMENTS
 from v32.model_runtime.model.sharding import Part, Shard, whole
 from v32.model_runtime.planning.tensors import FP8, PARTS, SCALE, PlannedTensor, TensorGroup
 
+_SCORED_ROWS = 64
+"""Whose index scores the native step keeps at a time."""
 _AS_STORED = (torch.bfloat16, torch.float32)
 _PROCESS_BYTES = {"cpu": 240 << 20, "cuda": 600 << 20}
 """Python with torch, tokenizer and grammar on a CPU (measured); a CUDA context with its libraries (assumed)."""
@@ -131,7 +133,7 @@ def _loaded_dtype(tensor: PlannedTensor, form: WeightForm, is_on_blocks: bool) -
         return FP8 if form.keeps_fp8 and is_on_blocks else form.dtype
     if KEPT_FLOAT32.search(tensor.name):
         return torch.float32
-    is_read_as_stored = form.is_native and len(tensor.shape) > 1 and "embed_tokens" not in tensor.name
+    is_read_as_stored = form.is_native and len(tensor.shape) > 1
     return tensor.dtype if is_read_as_stored and tensor.dtype in _AS_STORED else form.dtype
 
 
@@ -151,9 +153,11 @@ def workspace_bytes(
 
     A pass: scores of a block of queries (at most BLOCK_ELEMENTS, two copies), the activations of a chunk, the output
     head in float32 where it is stored in less. Loading: one weight in float32 and its indices. On a GPU FP8 weights are
-    dequantised one by one in every pass.
+    dequantised one by one in every pass. The native step has its own scratch memory.
     """
     chunk = min(batch_tokens, context)
+    if form.is_native:
+        return _native_workspace_bytes(config, chunk, context)
     scores = min(BLOCK_ELEMENTS, chunk * context * config.num_attention_heads // ranks) * 4 * 2
     widest = max(
         config.intermediate_size,
@@ -165,6 +169,24 @@ def workspace_bytes(
     largest_weight = config.hidden_size * max(config.intermediate_size, config.num_attention_heads * config.v_head_dim)
     converted = largest_weight // ranks * 8 if form.has_fp8 and not form.is_native else 0
     return max(scores + activations + head, converted) if form.dequantize else scores + activations + head + converted
+
+
+def _native_workspace_bytes(config: DeepseekV32Config, rows: int, context: int) -> int:
+    """Scratch memory of `kernels/decoder_step` for so many rows, and the hidden states that it returns."""
+    heads, width = config.num_attention_heads, config.num_attention_heads * config.v_head_dim
+    record, index = config.kv_lora_rank + config.qk_rope_head_dim, config.index_head_dim + 1
+    routed = config.num_experts_per_tok + config.n_shared_experts
+    floats = 7 * config.hidden_size + 4 * config.q_lora_rank + 2 * record + (config.index_n_heads + 1) * index
+    floats += heads * (config.qk_head_dim + record + config.kv_lora_rank) + 4 * width + config.n_routed_experts
+    floats += max(config.intermediate_size, routed * config.moe_intermediate_size)
+    if context > config.index_topk:
+        floats += 2 * config.index_topk  # int64
+    return rows * floats * 4 + min(rows, _SCORED_ROWS) * context * 4
+
+
+def is_native(dtype: torch.dtype) -> bool:
+    """Whether the native step computes on this CPU."""
+    return has_native_kernels("cpu", dtype)
 
 
 def process_bytes(kind: str) -> int:

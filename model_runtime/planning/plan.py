@@ -306,7 +306,7 @@ def _load_seconds(held: Weights, rates: Rates, disk: float, ranks: int) -> float
 def _form_words(form: WeightForm) -> str:
     dtype = str(form.dtype).removeprefix("torch.")
     if form.is_native:
-        return "stored, norms and embedding float32"
+        return "stored, norms float32"
     if form.keeps_fp8:
         return f"FP8 as stored, the rest {dtype}"
     return f"{dtype}, from FP8" if form.has_fp8 else dtype
