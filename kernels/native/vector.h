@@ -33,6 +33,8 @@ typedef uint32_t LooseWords __attribute__((vector_size(4 * LANES), aligned(1), m
 static inline Floats load(const float* p) { return *(const LooseFloats*)p; }
 static inline Words load_words(const void* p) { return *(const LooseWords*)p; }
 static inline void store(float* p, Floats v) { *(LooseFloats*)p = v; }
+static inline void store(uint32_t* p, Words v) { *(LooseWords*)p = v; }
+
 // Without this the compiler reads a value from memory wherever it is used, and loads are what products wait for.
 static inline void keep(Floats& v) {
 #if defined(__x86_64__)
@@ -41,6 +43,7 @@ static inline void keep(Floats& v) {
     asm("" : "+w"(v));
 #endif
 }
+
 static inline Floats splat(float x) { return x - Floats{}; }
 
 // Halves are added to each other until one value is left; the order is the same everywhere.

@@ -51,7 +51,7 @@ class DeepseekV32Model(nn.Module):
         """The same layers as one native call, where there is one for this device and these dtypes."""
         if not self.uses_native:
             return None
-        if self._native is None or not self._native.is_current(self):
+        if self._native is None or not self._native.is_current:
             self._native = NativeDecoder.of(self)
         return self._native
 
@@ -96,6 +96,7 @@ class DeepseekV32ForCausalLM(nn.Module):
         if numerics == "deepseek" and size & (size - 1):
             raise ValueError(f"numerics='deepseek' needs an index_head_dim that is a power of two, not {size}")
         rounds = numerics == "deepseek"
+        self.model._native = None
         scale_fmt: ActScaleFormat = "ue8m0" if self.config.scale_fmt == "ue8m0" else "float32"
         for module in self.modules():
             if isinstance(module, Linear):

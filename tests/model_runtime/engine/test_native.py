@@ -110,6 +110,21 @@ def test_weights_that_are_replaced_are_used(model: DeepseekV32ForCausalLM, oracl
     assert not torch.allclose(torch.cat(list(hidden_states(other, prompt, 20))), before)
 
 
+def test_no_change_of_a_weight_or_a_module_is_missed(model: DeepseekV32ForCausalLM) -> None:
+    other = copy.deepcopy(model)
+    before = other.model.native
+    assert before is not None
+    assert other.model.native is before
+    for name, parameter in list(other.model.named_parameters()):
+        kept = parameter.data
+        parameter.data = kept.clone()
+        changed = other.model.native
+        assert changed is not before, name
+        before = changed
+    other.model.layers[1].mlp = copy.deepcopy(other.model.layers[1].mlp)
+    assert other.model.native is not before
+
+
 def test_the_embedded_checkpoint_says_the_same() -> None:
     native = load_checkpoint(embedded_checkpoint())
     in_torch = copy.deepcopy(native)
