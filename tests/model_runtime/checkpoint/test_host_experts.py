@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import torch
 
 from tests.model_runtime.checkpoint.test_expert_files import cache_of, generate
 from v32.kernels.moe_experts import ExpertWeights
+from v32.model_runtime.chat import ChatModel
 from v32.model_runtime.checkpoint import CheckpointIndex, load_checkpoint
 from v32.model_runtime.errors import CheckpointError
+from v32.model_runtime.generators.generator import SamplingParams, Token
+from v32.model_runtime.loading import load_model
 from v32.model_runtime.model.expert_cache import ExpertCache, ExpertKey, ExpertSource
 
 EXPERTS = 8
@@ -68,3 +72,15 @@ def test_damage_is_told_while_loading(write: Callable[..., Path]) -> None:
         stream.write(b"\x7f")
     with pytest.raises(CheckpointError, match=r"experts.3.up_proj.* holds NaN codes"):
         load_checkpoint(folder, expert_cache_bytes=1 << 20)
+
+
+def test_load_model_takes_the_size_as_people_write_it() -> None:
+    plain, offloaded = load_model(), load_model(expert_cache="1MiB")
+    params = SamplingParams(temperature=0.0, max_new_tokens=8)
+
+    async def ids(model: ChatModel) -> list[int]:
+        events = [event async for event in model.generator.generate([0, 5, 9, 30], params)]
+        await model.aclose()
+        return [event.id for event in events if isinstance(event, Token)]
+
+    assert asyncio.run(ids(offloaded)) == asyncio.run(ids(plain))
