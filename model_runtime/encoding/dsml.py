@@ -97,11 +97,13 @@ class Tags:
         in_block = (dialect.eos,) if with_markers else ()
         block_prefixes = [*prefixes, _prefix("<", "/?", name), *_literal_prefixes(in_block)]
         unmarked = f"</?{known}"
+        in_text_prefixes = [*prefixes, *wrapper_prefixes, *_literal_prefixes(in_text)]
+        broken = rf"</?{_BARS}{_prefix(*letters, _BARS)}"
 
         self.text = Finder(
             sure=_literals(in_text),
             open_ended=[*marked, wrapper],
-            prefixes=[*prefixes, *wrapper_prefixes, *_literal_prefixes(in_text)],
+            prefixes=[*in_text_prefixes, broken + _any(in_text_prefixes)],
             lead="[\r\n]{1,4}",
         )
         self.block = Finder(sure=_literals(in_block), open_ended=[*marked, unmarked], prefixes=block_prefixes)
@@ -120,7 +122,7 @@ class Tags:
                 *block_prefixes,
             ],
         )
-        self._broken = re.compile(rf"</?{_BARS}{_prefix(*letters, _BARS)}\Z")
+        self._broken = re.compile(rf"{broken}\Z")
         self._parts = re.compile(rf"<?(/?)((?:[｜|‖]*{dsml}[｜|‖]*)?)(/?)({_LETTER}*)")
 
     def value(self, marker: str) -> Finder:
@@ -131,7 +133,7 @@ class Tags:
         return _value_finder(self._dialect, marker)
 
     def broken_end(self, text: str) -> int:
-        """Where a tag was being written when the text ended, too short to be found by `text`."""
+        """Where a tag was being written when the text ended or another began, too short to be found by `text`."""
         match = self._broken.search(text, max(0, len(text) - HOLD_BACK))
         return match.start() if match else len(text)
 

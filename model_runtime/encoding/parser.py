@@ -113,7 +113,7 @@ class CompletionParser:
         match, end = self._scanner.find(self._tags.text)
         if match is None:
             text = self._scanner.take(end)
-            self._say_last(text) if self._scanner.is_last else self._say(text)
+            self._say_before(text) if self._scanner.is_last else self._say(text)
             return False
         if match["sure"]:
             self._read_text_marker(match)
@@ -122,7 +122,7 @@ class CompletionParser:
         return True
 
     def _read_text_marker(self, match: re.Match[str]) -> None:
-        self._say(self._scanner.take(match.start()))
+        self._say_before(self._scanner.take(match.start()))
         if not self._scanner.take_end(match):
             self._read_marker(self._scanner.take(match.end()))
 
@@ -137,14 +137,15 @@ class CompletionParser:
 
     def _read_tag_in_text(self, tag: Tag, start: int) -> None:
         if tag.is_close:
-            self._say(self._scanner.take(start))
+            self._say_before(self._scanner.take(start))
             self._parts.deviate("stray closing tag", tag.text)
             self._scanner.take_tag(tag)
             self._scanner.expect_tag_end(self._enter_text)
             return
         text = self._scanner.ahead(start)
         newlines = _newlines_at_the_end(text)
-        self._say(self._scanner.take(start - len(newlines)))
+        before = self._scanner.take(start - len(newlines))
+        self._say(before) if newlines else self._say_before(before)
         self._leave_text(self._scanner.take(start))
         if tag.kind == "calls":
             self._scanner.take_tag(tag)
@@ -175,8 +176,8 @@ class CompletionParser:
         self._has_said = self._has_said or not text.isspace()
         self._parts.reason(text) if self._is_reasoning else self._parts.say(text)
 
-    def _say_last(self, text: str) -> None:
-        """Emit the last text; a tag that was only begun is not content."""
+    def _say_before(self, text: str) -> None:
+        """Emit text that a marker, a tag or the end follows; a tag that was only begun there is not content."""
         end = self._tags.broken_end(text)
         self._say(text[:end])
         if text[end:]:

@@ -293,6 +293,19 @@ def test_no_character_is_lost(text: str, mode: str, where: list[int]) -> None:
     assert sum(part.count("😀") for part in kept) >= text.count("😀")
 
 
+@pytest.mark.parametrize("begun", ["<｜D", "</｜DS", "<｜｜DSML", "<|DSML"])
+@pytest.mark.parametrize("follower", ["", EOS, "</think>", block(CALL).strip(), f"</｜DSML｜invoke>{EOS}"])
+def test_a_tag_that_was_only_begun_is_not_content(begun: str, follower: str) -> None:
+    text = f"So.{begun}{follower}"
+    parser = CompletionParser("chat")
+    for character in text:
+        parser.feed(character)
+    parsed = parser.finish()
+    assert parsed == parse_completion(text, "chat")
+    assert parsed.content == "So."
+    assert any("only begun" in deviation for deviation in parsed.deviations)
+
+
 @given(text=st.text(st.characters(blacklist_characters="\n\r")), mode=mode)
 def test_plain_text_is_kept_whole_and_flows(text: str, mode: str) -> None:
     assume(not re.search("dsml|function_calls|tool_calls", text, re.IGNORECASE))
