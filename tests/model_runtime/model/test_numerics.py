@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from typing import Literal
 
 import hypothesis.strategies as st
 import numpy as np
@@ -15,9 +16,16 @@ from hypothesis import given
 from v32.kernels.act_quant import act_quant, act_round
 from v32.kernels.fp8_gemm import fp8_gemm
 from v32.kernels.moe_experts import moe_experts
+from v32.model_runtime import load_model
 from v32.model_runtime.checkpoint import load_checkpoint, write_checkpoint
 from v32.model_runtime.checkpoint.fp8 import quantize_blocks
+from v32.model_runtime.checkpoint.source import embedded_checkpoint
 from v32.model_runtime.config import DeepseekV32Config, YarnScaling
+from v32.model_runtime.generators.generator import SamplingParams, Token
+from v32.model_runtime.model.indexer import Indexer
+from v32.model_runtime.model.linear import Linear
+from v32.model_runtime.model.mla import MLA
+from v32.model_runtime.model.moe import MoE
 from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
 from v32.model_runtime.scoring import full_logits
 
@@ -184,6 +192,50 @@ def test_the_whole_model_stays_near_the_float_one_and_can_be_switched_back(tmp_p
     assert 0.95 < cosine.median() < 0.99999
     kept.set_numerics("float")
     assert torch.equal(full_logits(kept, ids), exact)
+
+
+async def _greedy(ids: list[int], numerics: Literal["float", "deepseek"]) -> list[Token]:
+    """What a user's `load_model` generates after `ids` with the embedded checkpoint."""
+    model = load_model(numerics=numerics)
+    params = SamplingParams(temperature=0.0, max_new_tokens=12, logprobs=True)
+    items = [item async for item in model.generator.generate(ids, params)]
+    await model.aclose()
+    return [item for item in items if isinstance(item, Token)]
+
+
+def _rounded_by_hand() -> DeepseekV32ForCausalLM:
+    """The embedded checkpoint with float weights, its roundings hung around the modules where the paper has them."""
+    folder = embedded_checkpoint()
+    model, stored = load_checkpoint(folder, dequantize=True), load_checkpoint(folder, dequantize=False)
+    hadamard = torch.ones(1, 1)
+    while len(hadamard) < model.config.index_head_dim:
+        hadamard = torch.kron(torch.tensor([[1.0, 1], [1, -1]]), hadamard)
+    mixed = hadamard / math.sqrt(model.config.index_head_dim)
+    for module, as_stored in zip(model.modules(), stored.modules()):
+        if isinstance(module, Linear) and as_stored.weight_scale_inv is not None:
+            module.register_forward_pre_hook(lambda _, inputs: act_round(inputs[0]))
+        elif isinstance(module, MLA):
+            module.kv_a_layernorm.register_forward_hook(lambda _, inputs, latent: act_round(latent))
+        elif isinstance(module, Indexer):
+            rotate = module._rotate
+            module._rotate = lambda *heads, rotate=rotate: act_round(rotate(*heads) @ mixed)  # type: ignore[method-assign]
+        elif isinstance(module, MoE):
+            module.routed = lambda x, indices, weights, moe=module: sum(  # type: ignore[method-assign]
+                (weights * (indices == e)).sum(-1, keepdim=True) * expert(x) for e, expert in enumerate(moe.experts)
+            )
+    return model
+
+
+@pytest.mark.anyio
+async def test_load_model_generates_what_the_published_roundings_give() -> None:
+    """Paged, chunked and cached against one pass over the whole sequence, beyond index_topk."""
+    ids = torch.randint(3, 1000, (160,), generator=torch.Generator().manual_seed(8)).tolist()
+    tokens = await _greedy(ids, "deepseek")
+    whole = full_logits(_rounded_by_hand(), ids + [token.id for token in tokens]).log_softmax(-1)[len(ids) - 1 : -1]
+    expected = whole.gather(1, torch.tensor([[token.id] for token in tokens]))[:, 0]
+    difference = (torch.tensor([token.logprob for token in tokens]) - expected).abs()
+    assert difference.max() < 0.01
+    assert [token.logprob for token in await _greedy(ids, "float")] != pytest.approx(expected.tolist(), abs=0.05)
 
 
 def test_rounding_does_not_depend_on_the_batch(model: DeepseekV32ForCausalLM) -> None:
