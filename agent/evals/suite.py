@@ -66,7 +66,7 @@ async def run_tasks(
     concurrency: int,
     on_outcome: Callable[[Outcome], None],
 ) -> list[Outcome]:
-    """The outcome of each task, in order; `concurrency` of them run at a time."""
+    """The outcome of each task, in order; `concurrency` of them run at a time. What the machine does wrong ends all."""
     outcomes: dict[int, Outcome] = {}
     places = anyio.CapacityLimiter(concurrency)
 
@@ -75,9 +75,12 @@ async def run_tasks(
             outcomes[number] = await run_task(model, task, replace(params, seed=seed + number))
             on_outcome(outcomes[number])
 
-    async with anyio.create_task_group() as group:
-        for number, task in enumerate(tasks):
-            group.start_soon(run, number, task)
+    try:
+        async with anyio.create_task_group() as group:
+            for number, task in enumerate(tasks):
+                group.start_soon(run, number, task)
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None  # the others say the same of other tasks
     return [outcomes[number] for number in range(len(tasks))]
 
 

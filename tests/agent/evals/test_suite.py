@@ -11,6 +11,8 @@ from v32.agent.evals.suite import run_suite, run_tasks, suite_tasks
 from v32.agent.tasks.kinds import KINDS
 from v32.agent.tasks.task import Task
 from v32.model_runtime.chat import ChatModel
+from v32.model_runtime.checkpoint.variant import VariantInfo
+from v32.model_runtime.errors import ToolsNotSupportedError
 from v32.model_runtime.generators.generator import SamplingParams
 from v32.model_runtime.messages import Usage
 
@@ -49,6 +51,21 @@ async def test_a_model_that_knows_nothing_solves_nothing(scripted: Callable[...,
     assert record["n"] == 22
     assert set(record["by_kind"]) == {kind.__name__ for kind in KINDS}
     assert record["tool_calls"] == 0
+
+
+@pytest.mark.anyio
+async def test_a_model_without_tools_is_refused_as_the_agent_refuses_it(scripted: Callable[..., ChatModel]) -> None:
+    with pytest.raises(ToolsNotSupportedError, match=r"V3\.2-Speciale"):
+        await run_suite(scripted(variant=VariantInfo("speciale", "given as variant=")), "tiny", seed=SEED, n=3)
+
+
+@pytest.mark.anyio
+async def test_a_reader_of_outcomes_that_has_gone_ends_the_suite(scripted: Callable[..., ChatModel], say) -> None:  # type: ignore[no-untyped-def]
+    def gone(outcome: Outcome) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        await run_suite(scripted(*[say.answer("4")] * 3), "tiny", seed=SEED, n=3, on_outcome=gone)
 
 
 def test_a_suite_is_the_same_for_a_seed_and_new_for_another() -> None:
