@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -48,10 +49,11 @@ async def mcp_tools(
         server = parameters(command=command, args=arguments, env=None if env is None else dict(env), cwd=cwd)
     async with AsyncExitStack() as stack:
         try:
-            client = await stack.enter_async_context(client_class(server, read_timeout_seconds=timeout))
+            client = await _connected(stack, partial(client_class, server, read_timeout_seconds=timeout))
             listed = await _listed(client)
         except Exception as error:
-            raise ToolsError(f"the MCP server {named} cannot be used: {_reason(error)}") from error
+            reason = str(_bottom(error)) or type(_bottom(error)).__name__
+            raise ToolsError(f"the MCP server {named} cannot be used: {reason}") from error
         yield [McpTool(client, tool, prefix, timeout) for tool in listed]
 
 
@@ -102,6 +104,22 @@ def modern_schema(schema: Any) -> Any:
     return modern
 
 
+async def _connected(stack: AsyncExitStack, client: Callable[..., Client]) -> Client:
+    """By the handshake that nearly every server knows, and by asking for versions where it is refused.
+
+    Not the other way round: the SDK waits ten seconds for versions whatever the time limit, and a busy server that
+    answers later than that then takes the handshake for the second one.
+    """
+    from mcp_types import METHOD_NOT_FOUND, UNSUPPORTED_PROTOCOL_VERSION
+
+    try:
+        return await stack.enter_async_context(client(mode="legacy"))
+    except Exception as error:
+        if getattr(_bottom(error), "code", None) not in (METHOD_NOT_FOUND, UNSUPPORTED_PROTOCOL_VERSION):
+            raise
+        return await stack.enter_async_context(client(mode="auto"))
+
+
 async def _listed(client: Client) -> list[Any]:
     tools: list[Any] = []
     cursor: str | None = None
@@ -114,11 +132,9 @@ async def _listed(client: Client) -> list[Any]:
     return tools
 
 
-def _reason(error: BaseException) -> str:
+def _bottom(error: BaseException) -> BaseException:
     """What went wrong at the bottom of the SDK's task groups."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return str(error) or type(error).__name__
+    return _bottom(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
 def _text(result: Any) -> str:

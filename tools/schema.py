@@ -10,6 +10,7 @@ The schema is compact and its key order is part of the promise, because models a
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 import types
 import typing
@@ -172,6 +173,7 @@ def _default(value: Any) -> dict[str, Any]:
 
     try:
         plain = to_jsonable_python(value)
+        json.dumps(plain, allow_nan=False)
     except (PydanticSerializationError, ValueError):
         return {}
     return {} if plain is None else {"default": plain}

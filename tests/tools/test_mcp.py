@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
+import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +103,15 @@ async def test_what_is_no_server_is_an_error_in_time(server: Any) -> None:
             pass
 
 
+async def test_a_url_where_nobody_answers_is_an_error_at_the_timeout() -> None:
+    import mcp  # noqa: F401 (its import is no part of what is timed)
+
+    mute = socket.create_server(("127.0.0.1", 0))
+    with mute, anyio.fail_after(8), pytest.raises(ToolsError, match="timed out"):
+        async with mcp_tools(f"http://127.0.0.1:{mute.getsockname()[1]}/mcp", timeout=0.5):
+            pass
+
+
 async def test_our_tools_served_and_used_again(context: ToolContext) -> None:
     @tool
     async def greet(name: str) -> str:
@@ -131,15 +143,37 @@ async def test_the_served_folder_answers_another_process(tmp_path: Path, context
         assert (await tools.run("open_page", {"id": "b.txt"}, context)).text.endswith("did you mean 'a.txt'?")
 
 
+def without_handshake(app: Any) -> Any:
+    """A server of the newest protocol alone, which refuses `initialize`."""
+    refusal = {"jsonrpc": "2.0", "id": 1, "error": {"code": -32022, "message": "no", "data": {"supported": []}}}
+
+    async def serve(scope: Any, receive: Any, send: Any) -> None:
+        read = [await receive()]
+        call = json.loads(read[0].get("body") or "{}")
+        if call.get("method") == "initialize":
+            headers = [(b"content-type", b"application/json")]
+            await send({"type": "http.response.start", "status": 400, "headers": headers})
+            await send({"type": "http.response.body", "body": json.dumps({**refusal, "id": call["id"]}).encode()})
+            return
+
+        async def receive_again() -> Any:
+            return read.pop() if read else await receive()
+
+        await app(scope, receive_again, send)
+
+    return serve
+
+
 @pytest.mark.slow
-async def test_over_streamable_http(context: ToolContext) -> None:
+@pytest.mark.parametrize("served", [lambda app: app, without_handshake], ids=["both", "newest protocol only"])
+async def test_over_streamable_http(context: ToolContext, served: Callable[[Any], Any]) -> None:
     import uvicorn
 
     @tool
     async def double(n: int) -> int:
         return 2 * n
 
-    config = uvicorn.Config(mcp_server(Toolset([double])).streamable_http_app(), port=0, log_level="error")
+    config = uvicorn.Config(served(mcp_server(Toolset([double])).streamable_http_app()), port=0, log_level="error")
     server = uvicorn.Server(config)
     async with anyio.create_task_group() as group:
         group.start_soon(server.serve)

@@ -7,6 +7,7 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
+from math import inf
 from typing import Annotated, Any, Literal, Optional, Union
 
 import anyio
@@ -180,7 +181,9 @@ def test_types_used_twice_are_defined_once() -> None:
 
 
 def test_defaults_make_optional_and_are_told_unless_none() -> None:
-    def f(a: int, b: int = 3, c: str | None = None, d: Colour = Colour.BLUE, e: Any = object) -> None: ...
+    def f(
+        a: int, b: int = 3, c: str | None = None, d: Colour = Colour.BLUE, e: Any = object, g: float = inf
+    ) -> None: ...
 
     schema = schema_of(f)
     assert schema["required"] == ["a"]
