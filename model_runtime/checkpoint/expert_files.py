@@ -39,7 +39,8 @@ class ExpertFiles:
                 self._matrices[ExpertKey(int(parts[2]), int(parts[5]))] = [by_name[name].info for name in names]
         for slot in slots:
             if slot.scale is not None:
-                self._scales[slot.info.name] = index.read(slot.scale.name).to(torch.float32, copy=True)
+                scale = torch.empty(slot.scale.shape, dtype=slot.scale.dtype)
+                self._scales[slot.info.name] = index.read_into(slot.scale.name, scale).float()
         self.place_bytes = max(place_bytes(infos) for infos in self._matrices.values())
 
     def keys(self) -> Iterable[ExpertKey]:

@@ -24,11 +24,10 @@ from v32.kernels.native import library
 from v32.model_runtime.checkpoint.arena import Arena
 from v32.model_runtime.checkpoint.expert_files import ExpertFiles
 from v32.model_runtime.checkpoint.host_experts import HostExperts
-from v32.model_runtime.checkpoint.index import CheckpointIndex
+from v32.model_runtime.checkpoint.index import CheckpointIndex, TensorInfo
 from v32.model_runtime.checkpoint.manifest import Manifest
 from v32.model_runtime.checkpoint.slots import (
     FLOATS,
-    FP8,
     KEPT_FLOAT32,
     ROUTED_EXPERT,
     Slot,
@@ -82,7 +81,7 @@ def load_checkpoint(
         raise ValueError("numerics='deepseek' multiplies FP8 by FP8; leave the weights FP8 (dequantize=False)")
     config = DeepseekV32Config.from_dir(folder)
     index = CheckpointIndex.from_dir(folder)
-    Manifest.check(folder, index.fingerprint)
+    Manifest.check(index)
     model = _model_without_memory(config, with_mtp=_has_mtp(config, index) if mtp == "auto" else mtp)
     slots, streamed = list(slots_of(model, index)), list[Slot]()
     if expert_places is not None or expert_cache_bytes is not None:
@@ -151,22 +150,21 @@ class _Filler:
     arena: Arena | None  # of weights that native kernels read as they are
 
     def fill(self, slot: Slot) -> None:
-        tensor = self._read(slot)
+        tensor = self._read(slot.info)
         if slot.scale is None:
             slot.put(self._float(slot, tensor))
         else:
-            self._put_codes(slot, tensor, self.index.read(slot.scale.name).to(self.device, torch.float32))
+            self._put_codes(slot, tensor, self._read(slot.scale).to(self.device, torch.float32))
         placed: Tensor = getattr(slot.module, slot.attribute)
-        if placed.data_ptr() != tensor.data_ptr():
+        if self.arena is None and placed.data_ptr() != tensor.data_ptr():
             self.index.release(slot.info.name)  # else the files stay in memory beside what was made of them
 
-    def _read(self, slot: Slot) -> Tensor:
+    def _read(self, info: TensorInfo) -> Tensor:
         """Mapped, or in the arena, from where native kernels read matrices as they are stored."""
-        info = slot.info
-        is_kept = isinstance(slot.module, (Linear, nn.Embedding)) and info.dtype in (*_AS_STORED, FP8)
-        if self.arena is None or not is_kept or KEPT_FLOAT32.search(info.name):
+        if self.arena is None:
             return self.index.read(info.name)
-        return self.index.read_into(info.name, self.arena.empty(info.shape, info.dtype))
+        empty = torch.empty if info.dtype == torch.float16 else self.arena.empty  # float16 is converted
+        return self.index.read_into(info.name, empty(info.shape, dtype=info.dtype))
 
     def _put_codes(self, slot: Slot, tensor: Tensor, scale: Tensor) -> None:
         codes = tensor.to(self.device)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from v32.model_runtime.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from v32.model_runtime.checkpoint.index import CheckpointIndex
 
 MANIFEST_FILE = "v32.json"
 Variant = Literal["v3.2", "speciale", "exp", "unknown"]
@@ -39,11 +42,11 @@ class Manifest:
         return manifest
 
     @classmethod
-    def check(cls, folder: Path, fingerprint: str) -> None:
+    def check(cls, index: CheckpointIndex) -> None:
         """Raise `CheckpointError` if the folder's manifest was written for weights of another fingerprint."""
-        manifest = cls.read(folder)
-        if manifest and manifest.fingerprint and manifest.fingerprint != fingerprint:
+        manifest = cls.read(index.folder)
+        if manifest and manifest.fingerprint and manifest.fingerprint != index.fingerprint:
             raise CheckpointError(
-                f"the weights in {folder} are not those that {MANIFEST_FILE} was written for: damaged, or replaced; "
-                f"get them again, or delete {MANIFEST_FILE} if they were replaced on purpose"
+                f"the weights in {index.folder} are not those that {MANIFEST_FILE} was written for: damaged, or "
+                f"replaced; get them again, or delete {MANIFEST_FILE} if they were replaced on purpose"
             )

@@ -44,7 +44,7 @@ def read_shard(
     config = DeepseekV32Config.from_dir(index.folder)
     shard.check(config)
     if shard.rank == 0:
-        Manifest.check(index.folder, index.fingerprint)
+        Manifest.check(index)
     with torch.device("meta"):
         model = ParallelForCausalLM(config)
     for slot in slots_of(model, index):

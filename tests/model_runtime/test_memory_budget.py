@@ -98,7 +98,7 @@ def test_the_shares_are_within_the_budget(small: Path, budget: int, context: int
 
 
 def test_experts_give_way_to_keys_and_values(small: Path) -> None:
-    shares = divide(small, 9 << 20)
+    shares = divide(small, 12 << 20)
     assert shares.expert_places is not None
     model = load_checkpoint(small, expert_places=shares.expert_places)
     engine = Engine(model, kv_budget_bytes=shares.kv_budget_bytes, max_batch_tokens=shares.max_batch_tokens)

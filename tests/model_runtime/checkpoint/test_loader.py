@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from v32.kernels.fp8_gemm import dequantize
+from v32.kernels.native import library
 from v32.model_runtime.checkpoint import CheckpointIndex, check_tokenizer, load_checkpoint, write_checkpoint
 from v32.model_runtime.checkpoint.fp8 import quantize_blocks
 from v32.model_runtime.config import DeepseekV32Config
@@ -151,6 +152,23 @@ def test_each_tensor_is_read_once_and_progress_ends_at_all_bytes(
     assert reads == dict.fromkeys(index, 1)
     assert seen[-1] == (index.num_bytes, index.num_bytes)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+@pytest.mark.parametrize("precision", ["fp8", "bfloat16", "float32"])
+def test_each_byte_is_read_once(write: Callable[..., Path], precision: str) -> None:
+    """By the system's own count, where native kernels take weights as they are and nothing is mapped."""
+    if library() is None:
+        pytest.skip("no native kernels on this machine")
+    folder = write("model", precision=precision, max_shard_bytes=100_000)
+
+    def bytes_read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    sizes = [file.stat().st_size for file in folder.iterdir()]
+    before = bytes_read()
+    load_checkpoint(folder)
+    read = bytes_read() - before
+    assert CheckpointIndex.from_dir(folder).num_bytes < read < sum(sizes) + 16_384 * len(sizes)  # buffers of headers
 
 
 def test_writing_to_a_loaded_model_leaves_the_file_alone(write: Callable[..., Path]) -> None:
