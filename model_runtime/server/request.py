@@ -101,7 +101,7 @@ class ChatRequest(_Open):
             ToolSpec(tool.function.name, tool.function.description, tool.function.parameters)
             for tool in self.tools or ()
         ]
-        if tools:
+        if tools or any(map(_has_tools, self.messages)):
             model.check_tools_supported()
         messages = [_flat(message, position) for position, message in enumerate(self.messages)]
         mode = self._thinking_mode(model)
@@ -121,6 +121,11 @@ class ChatRequest(_Open):
         if self.thinking is None:
             return model.thinking_mode
         return "thinking" if self.thinking.type == "enabled" else "chat"
+
+
+def _has_tools(message: Mapping[str, Any]) -> bool:
+    """Tools are also what a message offers itself, as DeepSeek's encoder reads it, and calls that were made before."""
+    return message.get("role") == "tool" or bool(message.get("tools") or message.get("tool_calls"))
 
 
 def _flat(message: Mapping[str, Any], position: int) -> Mapping[str, Any]:

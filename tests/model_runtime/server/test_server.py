@@ -171,6 +171,13 @@ def test_speciale_refuses_tools_before_anything_is_generated(client: Any) -> Non
     api = client("A</think>B", variant=VariantInfo("speciale", "the folder name 'DeepSeek-V3.2-Speciale'"))
     with pytest.raises(openai.BadRequestError, match="was not trained to call tools"):
         ask(api, tools=[TOOL])
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    for messages in (
+        [{"role": "system", "content": "", "tools": [TOOL]}, QUESTION],
+        [QUESTION, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "1", "content": "3"}],
+    ):
+        with pytest.raises(openai.BadRequestError, match="was not trained to call tools"):
+            ask(api, messages=messages)
     assert api.generator.prompts == []
     assert ask(api).choices[0].message.content == "B"
 
