@@ -55,8 +55,7 @@ def sample(
         ids = triton.sample(masked, temperature, top_p, uniforms)
     else:
         ids = _reference(masked, temperature, top_p, uniforms)
-    chosen = logits.gather(1, ids[:, None])[:, 0]
-    return Sampled(ids, chosen - logits.logsumexp(-1))
+    return Sampled(ids, torch.log_softmax(logits, -1).gather(1, ids[:, None])[:, 0])
 
 
 def counter_uniform(seed: int, step: int) -> float:

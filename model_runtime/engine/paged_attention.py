@@ -67,7 +67,10 @@ class PagedAttention:
 
     def run(self, model: DeepseekV32Model, input_ids: Tensor, positions: Tensor) -> Tensor | None:
         """The whole batch in one native call, where the model and the cache allow it."""
-        if torch.is_grad_enabled() or self.pool.layout.dtype != torch.float32 or (native := model.native) is None:
+        if torch.is_grad_enabled() or self.pool.layout.dtype != torch.float32:
+            return None
+        native = model.find_native(goes_on=all(segment.start > 0 for segment in self.segments))
+        if native is None:
             return None
         slots = [address for s in self.segments for address in [s.table.slots(0, 1).data_ptr()] * s.num_tokens]
         caches = [CacheTensors(layer.records, layer.index_keys) for layer in self.pool.layers]

@@ -7,7 +7,7 @@ whole sequences (`FullAttention`), a paged cache (the engine) or packed training
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -44,7 +44,6 @@ class Attention(Protocol):
         """Attention output before o_proj, [N, H, v_head_dim]."""
 
 
-@runtime_checkable
 class WholeModel(Protocol):
     """An `Attention` that may know a faster way through all layers at once."""
 

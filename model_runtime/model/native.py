@@ -62,10 +62,12 @@ class NativeDecoder:
         step = DecoderStep(_shape(model), embedding, model.norm.weight, cast("list[NativeLayer]", layers), held)
         return cls(model, step, [*kept, model.norm.weight, model.embed_tokens.weight])
 
-    @property
-    def is_current(self) -> bool:
-        """Whether the model still has the modules and tensors that it was made of; their values may have changed."""
-        return self._source.is_unchanged
+    def is_current(self, *, at_a_glance: bool = False) -> bool:
+        """Whether the model still has the modules and tensors that it was made of; their values may have changed.
+
+        A glance takes a microsecond and misses what happens to few tensors of many.
+        """
+        return self._source.seems_unchanged() if at_a_glance else self._source.is_unchanged()
 
     def forward(
         self,
@@ -93,16 +95,22 @@ class _Source:
         modules = list(model.modules())
         self._children = [module._modules for module in modules if module._modules]
         self._tensors = [d for module in modules for d in (module._parameters, module._buffers) if d]
-        self._seen = self._look()
+        self._some = self._tensors[:: max(len(self._tensors) // 4, 1)]
+        self._seen, self._glimpsed = self._look(), _addresses(self._some)
 
-    @property
     def is_unchanged(self) -> bool:
+        """Half a millisecond for 2,000 tensors."""
         return self._look() == self._seen
 
+    def seems_unchanged(self) -> bool:
+        return _addresses(self._some) == self._glimpsed
+
     def _look(self) -> tuple[list[nn.Module | None], list[int]]:
-        """Some 0.1 ms for 2,000 tensors: it is done for each token."""
-        modules = list(chain.from_iterable(map(dict.values, self._children)))
-        return modules, [t.data_ptr() for tensors in self._tensors for t in tensors.values() if t is not None]
+        return list(chain.from_iterable(map(dict.values, self._children))), _addresses(self._tensors)
+
+
+def _addresses(tensors: Sequence[dict[str, Any]]) -> list[int]:
+    return [tensor.data_ptr() for by_name in tensors for tensor in by_name.values() if tensor is not None]
 
 
 class _Pointers:

@@ -49,15 +49,19 @@ class DeepseekV32Model(nn.Module):
     @property
     def native(self) -> NativeDecoder | None:
         """The same layers as one native call, where there is one for this device and these dtypes."""
+        return self.find_native()
+
+    def find_native(self, *, goes_on: bool = False) -> NativeDecoder | None:
+        """`native`. `goes_on`: the keys in the cache come from these very weights, so a glance at them is enough."""
         if not self.uses_native:
             return None
-        if self._native is None or not self._native.is_current:
+        if self._native is None or not self._native.is_current(at_a_glance=goes_on):
             self._native = NativeDecoder.of(self)
         return self._native
 
     def forward(self, input_ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
-        if isinstance(attention, WholeModel):
-            hidden = attention.run(self, input_ids, positions)
+        if hasattr(attention, "run"):  # isinstance of a protocol takes longer than a small layer
+            hidden = cast(WholeModel, attention).run(self, input_ids, positions)
             if hidden is not None:
                 return hidden
         cos, sin = self.rotary(positions)
