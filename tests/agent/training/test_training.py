@@ -75,7 +75,7 @@ def test_labels_are_the_next_tokens(small_tokenizer: ChatTokenizer) -> None:
     assert torch.equal(batch.labels[:, :-1][is_target], batch.input_ids[:, 1:][is_target])
 
 
-@pytest.mark.parametrize("mode", ["dense", "sparse"])
+@pytest.mark.parametrize("mode", ["dense", pytest.param("sparse", marks=pytest.mark.slow)])
 def test_packed_attention_equals_each_dialogue_alone(
     mode: AttentionMode, small_tokenizer: ChatTokenizer, small_model: DeepseekV32ForCausalLM
 ) -> None:
