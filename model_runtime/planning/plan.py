@@ -359,9 +359,17 @@ def _what_fits(model: Model, made: Plan) -> str:
     missing = made.needed_bytes - made.device.memory_bytes
     if made.device.kind == "cuda" and made.max_context:
         return f"plan for a context of {made.max_context:,} tokens: that fits"
-    alternatives = list(_fitting(model, made))
+    alternatives = [*_offloading(made), *_fitting(model, made)]
     more = f"{missing / 2**30:,.1f} GiB more memory" + ("" if made.device.count == 1 else " on every device")
-    return f"{alternatives[0]}, or {more}" if alternatives else more
+    return ", or ".join([*alternatives[:2], more])
+
+
+def _offloading(made: Plan) -> Iterator[str]:
+    """The experts in host memory, where one GPU holds what every token needs and some of them."""
+    experts = next(part.loaded_bytes for part in made.parts if part.name == "routed experts")
+    room = made.device.memory_bytes - (made.needed_bytes - experts)
+    if made.device.kind == "cuda" and made.device.count == 1 and room >= 2**30:
+        yield f'expert_cache="{room >> 30}GiB" with {experts / 2**30:,.0f} GiB of host memory for the experts'
 
 
 def _fitting(model: Model, made: Plan) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,15 @@ def test_what_does_not_fit_says_what_would() -> None:
     assert on("h100", 16).fits
     small = make_plan("deepseek-v3.2", gpu_name="rtx4090")
     assert "GiB more memory" in small.change
+
+
+def test_one_gpu_holds_the_published_model_with_its_experts_in_host_memory() -> None:
+    """The published model's experts have 609 GiB, all else and a short context 25 GiB."""
+    change = make_plan("deepseek-v3.2", gpu_name="h100").change
+    size = re.match(r'expert_cache="(\d+)GiB" with 609 GiB of host memory for the experts, or ', change)
+    assert size is not None
+    assert 40 <= int(size[1]) <= 55
+    assert "expert_cache" not in make_plan("deepseek-v3.2", gpu_name="h100", count=2).change
 
 
 def test_the_text_has_every_part_and_the_verdict() -> None:
