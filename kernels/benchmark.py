@@ -44,7 +44,7 @@ def measure_kernels() -> Iterator[KernelFigure]:
     """Bandwidth and FLOP peak first, then the kernels. Raises `KernelFailure` before a speed that was not earned."""
     if library() is None:
         raise KernelFailure("there are no native kernels here; see the warning above")
-    bandwidth, peak = _bandwidth(), _flops()
+    bandwidth, peak = read_bandwidth(), _flops()
     yield KernelFigure("read", "512 MiB", bandwidth, "GB/s")
     yield KernelFigure("fma", "float32 product 1024", peak, "GFLOP/s")
     for dtype in (torch.float8_e4m3fn, torch.bfloat16, torch.float32):
@@ -104,8 +104,8 @@ def _error(found: Tensor | None, expected: Tensor, kernel: str) -> float:
     return error
 
 
-def _bandwidth() -> float:
-    """GB/s of reading what no cache holds."""
+def read_bandwidth() -> float:
+    """GB/s of reading what no cache holds; needs the native library."""
     loaded, memory = library(), torch.ones(1 << 27)
     assert loaded is not None
     size = ctypes.c_int64(memory.nbytes)

@@ -18,12 +18,15 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
 from v32.model_runtime.config import DeepseekV32Config
 from v32.model_runtime.errors import ModelRuntimeError
+
+if TYPE_CHECKING:
+    from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
 
 EngineName = Literal["v32", "transformers"]
 TOLERANCE = 2e-3
@@ -75,7 +78,7 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class Measurement:
     engine: str
-    name: str  # load, prefill, decode, batch, memory
+    name: str  # load, prefill, decode, batch, memory; v32 alone: bandwidth, active, share
     size: int  # prompt tokens, context, sequences; 0 where there is none
     value: float
     unit: str
@@ -269,6 +272,7 @@ def measure(engine: EngineName, folder: Path, plan: Plan) -> Iterator[Measuremen
         seconds = time.perf_counter() - started
         runner.forget(state)
         yield Measurement(engine, "prefill", length, length / seconds, "tokens/s")
+    decoded = {}
     for context in plan.contexts:
         sequence = runner.prefill(prompt(context))
         runner.decode(sequence, 2)
@@ -277,7 +281,8 @@ def measure(engine: EngineName, folder: Path, plan: Plan) -> Iterator[Measuremen
         runner.decode(sequence, num_tokens)
         seconds = time.perf_counter() - started
         runner.forget(sequence)
-        yield Measurement(engine, "decode", context, num_tokens / seconds, "tokens/s")
+        decoded[context] = num_tokens / seconds
+        yield Measurement(engine, "decode", context, decoded[context], "tokens/s")
     if plan.batch:
         prompts = [prompt(128, seed) for seed in range(plan.batch)]
         together = runner.batch(prompts, plan.decode_tokens)
@@ -285,6 +290,31 @@ def measure(engine: EngineName, folder: Path, plan: Plan) -> Iterator[Measuremen
             yield Measurement(engine, "batch", plan.batch, plan.batch * plan.decode_tokens / together, "tokens/s")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
     yield Measurement(engine, "memory", 0, peak, "GiB")
+    if isinstance(runner, V32Runner) and runner.model.model.native is not None:
+        yield from _memory_floor(engine, runner.model, decoded)
+
+
+def _memory_floor(
+    engine: EngineName, model: DeepseekV32ForCausalLM, decoded: dict[int, float]
+) -> Iterator[Measurement]:
+    """How near decoding comes to reading each active weight once, at the speed that memory is read here."""
+    from v32.kernels.benchmark import read_bandwidth
+
+    bandwidth, active = read_bandwidth(), active_bytes(model) / 1e9
+    yield Measurement(engine, "bandwidth", 0, bandwidth, "GB/s")
+    yield Measurement(engine, "active", 0, 1e3 * active, "MB a token")
+    for context, speed in decoded.items():
+        yield Measurement(engine, "share", context, 100 * speed * active / bandwidth, "% of bandwidth")
+
+
+def active_bytes(model: DeepseekV32ForCausalLM) -> float:
+    """Bytes of weights that one token reads."""
+    config, chosen = model.config, model.config.num_experts_per_tok / model.config.n_routed_experts
+    return sum(
+        parameter.nbytes * (chosen if ".experts." in name else 1)
+        for name, parameter in model.named_parameters()
+        if "embed_tokens" not in name or config.tie_word_embeddings
+    )
 
 
 def main() -> None:

@@ -7,15 +7,34 @@ from pathlib import Path
 import pytest
 import torch
 
-from v32.model_runtime.benchmark import BenchmarkError, Plan, check_close, make_checkpoint, measure
+from v32.kernels.native import library
+from v32.model_runtime.benchmark import (
+    CONFIGS,
+    BenchmarkError,
+    Plan,
+    active_bytes,
+    check_close,
+    make_checkpoint,
+    measure,
+)
 from v32.model_runtime.checkpoint.source import embedded_checkpoint
+from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
 
 
 def test_every_part_of_the_plan_is_measured() -> None:
     plan = Plan(prefills=(20,), contexts=(10, 30), batch=2, decode_tokens=3)
     found = [(m.name, m.size, m.unit) for m in measure("v32", embedded_checkpoint(), plan) if m.value > 0]
     decoding = [("decode", 10, "tokens/s"), ("decode", 30, "tokens/s"), ("batch", 2, "tokens/s")]
-    assert found == [("load", 0, "s"), ("prefill", 20, "tokens/s"), *decoding, ("memory", 0, "GiB")]
+    assert found[:6] == [("load", 0, "s"), ("prefill", 20, "tokens/s"), *decoding, ("memory", 0, "GiB")]
+    floor = [("bandwidth", 0, "GB/s"), ("active", 0, "MB a token")]
+    shares = [("share", context, "% of bandwidth") for context in plan.contexts]
+    assert found[6:] == ([] if library() is None else [*floor, *shares])
+
+
+def test_a_token_reads_the_chosen_experts_and_no_embedding() -> None:
+    with torch.device("meta"):
+        model = DeepseekV32ForCausalLM(CONFIGS["s600m"])
+    assert active_bytes(model) / 4 == pytest.approx(166e6, rel=0.02)
 
 
 def test_wrong_logits_earn_no_speed() -> None:
