@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from v32.agent.commands.errors import UsageError
+from v32.agent.commands.progress import loading_bar
 
 if TYPE_CHECKING:
     from v32.agent.agent import Agent
@@ -95,6 +96,7 @@ def load(arguments: argparse.Namespace) -> ChatModel:
         expert_cache=arguments.expert_cache,
         tokenizer=arguments.tokenizer,
         server_model=arguments.server_model,
+        progress=loading_bar(),
     )
 
 
