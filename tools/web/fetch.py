@@ -19,6 +19,7 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import anyio
 import httpx
+import idna
 
 from v32.tools.tool import ToolError
 from v32.tools.web.cassette import Cassette
@@ -103,7 +104,10 @@ class Fetcher:
             fetched, location = await self._get(url)
             if location is None:
                 return fetched
-            url = urljoin(url, location)
+            try:
+                url = urljoin(url, location)
+            except ValueError as error:
+                raise ToolError(f"{url[:200]} redirects to {location[:200]!r}, which is no web address") from error
         raise ToolError(f"{first[:200]} redirects more than {self.policy.max_redirects} times")
 
     async def _get(self, url: str) -> tuple[Fetched, str | None]:
@@ -192,16 +196,17 @@ def _taken_apart(url: str) -> tuple[str, str, int, str]:
     """Scheme, host, port, and what is asked for. Raises `ToolError` for anything but a plain http(s) address."""
     try:
         parts = urlsplit(url.strip())
-        port = parts.port
+        port, host = parts.port, parts.hostname or ""
+        host = host if host.isascii() else idna.encode(host, uts46=True).decode()
     except ValueError as error:
         raise ToolError(f"{url[:200]!r} is no web address: {error}") from error
     scheme = parts.scheme.lower()
     if scheme not in ("http", "https"):
         raise ToolError(f"{url[:200]!r} is no http or https address")
-    if not parts.hostname or parts.username is not None or any(ord(char) <= 32 for char in parts.netloc):
+    if not host or parts.username is not None or any(ord(char) <= 32 for char in parts.netloc):
         raise ToolError(f"{url[:200]!r} is no plain web address; write https://host/path")
     target = urlunsplit(("", "", parts.path or "/", parts.query, ""))
-    return scheme, parts.hostname, port or (443 if scheme == "https" else 80), target
+    return scheme, host, port or (443 if scheme == "https" else 80), target
 
 
 def _netloc(host: str, port: int, scheme: str) -> str:

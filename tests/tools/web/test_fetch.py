@@ -62,10 +62,13 @@ async def test_every_redirect_is_checked(site: Any) -> None:
     site.page("/ok", "", 301, Location="/target?q=1")
     site.page("/target", "there")
     site.page("/loop", "", 307, Location="/loop")
+    site.page("/odd", "", 302, Location="http://[")
     with pytest.raises(ToolError, match=r"169\.254\.169\.254, which is not a public address"):
         await Fetcher(LOCAL).fetch(f"{site.url}/meta")
     with pytest.raises(ToolError, match="is no http or https address"):
         await Fetcher(LOCAL).fetch(f"{site.url}/file")
+    with pytest.raises(ToolError, match=r"redirects to 'http://\[', which is no web address"):
+        await Fetcher(LOCAL).fetch(f"{site.url}/odd")
     with pytest.raises(ToolError, match="redirects more than 5 times"):
         await Fetcher(LOCAL).fetch(f"{site.url}/loop")
     fetched = await Fetcher(LOCAL).fetch(f"{site.url}/ok")
@@ -83,6 +86,19 @@ async def test_every_redirect_is_checked(site: Any) -> None:
 async def test_odd_addresses_are_refused_in_words(url: str) -> None:
     with pytest.raises(ToolError):
         await Fetcher(FetchPolicy(seconds=5.0)).fetch(url)
+
+
+async def test_names_in_any_script_are_asked_for_in_their_ascii_form(site: Any) -> None:
+    asked = []
+
+    async def resolve(host: str, port: int) -> list[str]:
+        asked.append(host)
+        return ["127.0.0.1"]
+
+    site.page("/", "there")
+    port = site.url.rpartition(":")[2]
+    fetched = await Fetcher(LOCAL, resolve=resolve).fetch(f"http://Bücher.example:{port}/")
+    assert (fetched.body, asked) == (b"there", ["xn--bcher-kva.example"])
 
 
 @pytest.mark.slow
