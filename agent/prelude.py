@@ -58,9 +58,13 @@ class Prelude:
     @classmethod
     def from_header(cls, header: Mapping[str, Any], agent: Agent, path: str | os.PathLike[str]) -> Prelude:
         """The prelude of a journal; `JournalError` if this agent cannot go on with it."""
-        _check_model(header["model"], agent.model.describe(), path)
-        tools = tuple(ToolSpec(**tool) for tool in header["tools"])
-        prelude = cls(header["instructions"], header["role"], tools, header.get("response_format"))
+        try:
+            tools = tuple(ToolSpec(**tool) for tool in header["tools"])
+            prelude = cls(header["instructions"], header["role"], tools, header.get("response_format"))
+            model = dict(header["model"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise JournalError(f"{path}, line 1 is no header: {error!r}; restore the file from a copy") from error
+        _check_model(model, agent.model.describe(), path)
         missing = [name for name in prelude.tool_names if name not in agent.prelude.tool_names]
         if missing:
             raise JournalError(f"{path} was written with tools that are missing here: {', '.join(missing)}; pass them")

@@ -56,6 +56,8 @@ def _talk(session: Session, loop: asyncio.Runner) -> None:
 
 
 def _next_message() -> str | None:
+    if sys.stdin is None:  # closed
+        return None
     if not sys.stdin.isatty():
         return sys.stdin.readline() or None
     try:

@@ -27,6 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise options.UsageError("a question is missing; give one, or --resume PATH")
     if arguments.journal and arguments.resume:
         raise options.UsageError("--journal starts a new file and --resume goes on with one; give one of them")
+    if arguments.prompt == "-" and sys.stdin is None:
+        raise options.UsageError("standard input is closed; give the question as an argument")
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     return asyncio.run(_answer(arguments, prompt))
 

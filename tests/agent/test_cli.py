@@ -124,6 +124,15 @@ def test_speciale_with_tools_is_refused(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["run", "What is 2 + 3?", "--variant", "speciale", *SHORT]) in (0, 1)
 
 
+def test_a_closed_standard_input_is_said_or_ends_the_talk(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)  # what Python makes of `<&-`
+    assert main(["run", "-"]) == 2
+    assert "standard input is closed; give the question as an argument" in capsys.readouterr().err
+    assert main(["chat"]) == 0
+
+
 @pytest.mark.slow
 def test_chat_answers_one_message_a_line_when_there_is_no_terminal() -> None:
     run = v32("chat", *SHORT, input="Hello.\n\nWhat is 2 + 3?\n")

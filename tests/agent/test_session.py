@@ -103,6 +103,26 @@ async def test_resuming_without_the_tools_or_with_another_model_is_refused(
         Session.resume(path, model=scripted(), tools=[double])
 
 
+@pytest.mark.parametrize(
+    ("written", "instead", "message"),
+    [
+        ('"tools":', '"tolls":', "line 1 is no header: KeyError"),
+        ('"model":{', '"model":7,"was":{', "line 1 is no header: TypeError"),
+        ('"type":"user_said"', '"type":"said"', "line 2 is no event: KeyError"),
+        ('"detail":', '"derail":', "line 4 is no event: KeyError"),
+    ],
+)
+async def test_a_line_that_is_json_but_no_record_is_named(
+    scripted: Scripted, say: Any, tmp_path: Path, written: str, instead: str, message: str
+) -> None:
+    path = tmp_path / "s.jsonl"
+    await Agent(scripted(say.answer("8")), journal=path).run("Go.")
+    assert written in path.read_text()
+    path.write_text(path.read_text().replace(written, instead))
+    with pytest.raises(JournalError, match=message):
+        Session.resume(path, model=scripted())
+
+
 async def test_wrong_use_is_named(scripted: Scripted, say: Any) -> None:
     agent = Agent(scripted(say.calls(("forever", {})), say.answer("ok")), tools=[forever])
     async with agent.session() as session:
