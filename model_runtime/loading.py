@@ -72,15 +72,16 @@ def load_model(
     they are loaded; "auto": where that is the faster form and fits. `expert_cache`: routed experts lie in host memory,
     and those used last in so many bytes of the device, such as "8GiB". `memory_budget`: bytes, or "4GiB", that weights,
     keys, values and the work of a pass may take of a CPU's memory beside the program itself; routed experts for which
-    there is no room are read from the files when tokens choose them. `grammar`: whether calls are held to the
-    schemas of the offered tools while they are sampled. `tokenizer`: the folder of a tokenizer.json, needed for a
-    server; `server_model`: which of its models. `settle_ahead`: whether idle time is used to prefill what the next
-    user message builds on. `speculative`: whether the checkpoint's MTP layer drafts tokens (how many a step: 1 unless
-    a number is given), which never changes what is generated. `kv_dtype`: of cached keys and values, the model's unless
-    said. `keep_kv`: whether a journaled session leaves what it computed beside its journal when it is closed, so that
-    resuming it need not prefill. `tensor_parallel`: over so many processes of this machine, which are started and ended
-    with the model, the weights are cut; under torchrun they are cut over its processes, of which the others have to
-    call `v32.model_runtime.ranks.follow`. These are for a checkpoint in this process. Raises `CheckpointError` or
+    there is no room are read from the files when tokens choose them. `grammar`: whether calls are held to the schemas
+    of the offered tools while they are sampled. `tokenizer`: the folder of a tokenizer.json, needed for a server;
+    `server_model`: which of its models. `settle_ahead`: whether idle time is used to prefill what the next user message
+    builds on. `speculative`: whether the checkpoint's MTP layer drafts tokens (how many a step: 1 unless a number is
+    given), which never changes what is generated. `kv_dtype`: of cached keys and values, the model's unless said; "fp8"
+    is V3.2's record of 656 bytes a token and layer, which PyTorch reads, slower than the native step. `keep_kv`:
+    whether a journaled session leaves what it computed beside its journal when it is closed, so that resuming it need
+    not prefill. `tensor_parallel`: over so many processes of this machine, which are started and ended with the model,
+    the weights are cut; under torchrun they are cut over its processes, of which the others have to call
+    `v32.model_runtime.ranks.follow`. These are for a checkpoint in this process. Raises `CheckpointError` or
     `GeneratorError` with the remedy.
     """
     if thinking_mode not in ("thinking", "chat"):
@@ -233,7 +234,7 @@ def _load(
     if num_ranks > 1:
         from v32.model_runtime.ranks import load_shards, parallel_engine
 
-        dtypes = {"dtype": _dtype(weights.dtype), "kv_dtype": _dtype(kv_dtype)}
+        dtypes = {"dtype": _dtype(weights.dtype), "kv_dtype": _kv_dtype(kv_dtype)}
         engine = parallel_engine(
             load_shards(folder, num_ranks, device=str(place), **dtypes),
             kv_dtype=dtypes["kv_dtype"],
@@ -251,7 +252,7 @@ def _load(
             folder,
             parse_bytes(memory_budget),
             dtype=dtype,
-            kv_dtype=_dtype(kv_dtype) or dtype,
+            kv_dtype=_kv_dtype(kv_dtype) or dtype,
             kv_budget_bytes=kv_budget_bytes,
             max_batch_tokens=max_batch_tokens,
             max_context=max_context,
@@ -275,7 +276,7 @@ def _load(
         kv_budget_bytes=kv_budget_bytes or _kv_budget(place),
         max_context=max_context,
         num_drafts=num_drafts,
-        kv_dtype=_dtype(kv_dtype),
+        kv_dtype=_kv_dtype(kv_dtype),
     )
     if shares is not None and model.expert_cache is not None:
         shares.watch(engine.pool, model.expert_cache)
@@ -326,6 +327,12 @@ def _dtype(dtype: str) -> torch.dtype | None:
         raise ValueError(f"dtype is {dtype!r}; choose from {', '.join(_DTYPES)}")
     chosen: torch.dtype | None = None if dtype == "auto" else getattr(torch, dtype)
     return chosen
+
+
+def _kv_dtype(dtype: str) -> torch.dtype | None:
+    from v32.model_runtime.cache.pages import FP8_RECORDS
+
+    return FP8_RECORDS if dtype == "fp8" else _dtype(dtype)
 
 
 def _kv_budget(device: torch.device) -> int:

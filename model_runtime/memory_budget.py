@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -95,7 +95,10 @@ def divide(
     form = memory.WeightForm(dtype, False, is_native=memory.is_native(dtype))
     experts = _experts(index, config)
     place = max(map(place_bytes, experts), default=0)
+    work_form = replace(form, is_native=form.is_native and kv_dtype == torch.float32)
     resident = _resident_bytes(index, config, form, experts)
+    if not work_form.is_native:
+        resident += _absorbed_bytes(config, dtype)
     layout = KVLayout.of_model(config, kv_dtype)
     page = layout.page_bytes * (layout.num_layers + 1) // layout.num_layers
     kv = kv_budget_bytes or (-(-max_context // PAGE_SIZE) * page if max_context else 0)
@@ -103,7 +106,7 @@ def divide(
     context = max_context or min(kv // page * PAGE_SIZE, config.max_position_embeddings)
 
     def workspace(batch_tokens: int) -> int:
-        return memory.workspace_bytes(config, form, batch_tokens, context) + _HEAP_BYTES
+        return memory.workspace_bytes(config, work_form, batch_tokens, context) + _HEAP_BYTES
 
     batch_tokens = max_batch_tokens
     while batch_tokens > SMALLEST_BATCH and workspace(batch_tokens) > (budget - resident) * _WORKSPACE_SHARE:
@@ -128,6 +131,12 @@ def _resident_bytes(
     scales = (index.get(info.name + SCALE) for infos in experts for info in infos)
     scale_bytes = sum(4 * math.prod(info.shape) for info in scales if info is not None)
     return held.loaded_bytes - held.part("routed experts").loaded_bytes + scale_bytes + len(experts) * _OBJECT_BYTES
+
+
+def _absorbed_bytes(config: DeepseekV32Config, dtype: torch.dtype) -> int:
+    """PyTorch keeps what joins queries to latents as floats, layer by layer."""
+    rows = config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim)
+    return config.num_hidden_layers * rows * config.kv_lora_rank * dtype.itemsize
 
 
 def _experts(index: CheckpointIndex, config: DeepseekV32Config) -> list[list[TensorInfo]]:

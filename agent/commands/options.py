@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 DOCUMENT_TOOLS = ("search", "open_page", "find")
 VARIANTS = ("auto", "v3.2", "speciale", "exp", "unknown")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+KV_DTYPES = (*DTYPES, "fp8")
 CODE_TOOLS = ("python", "bash", "files")
 WEB_SERVICES = ("searxng", "brave", "tavily", "exa", "serper")
 
@@ -44,6 +45,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--memory-budget", metavar="SIZE", help="such as 4GiB; experts beyond it stay in their files")
     group.add_argument("--expert-cache", metavar="SIZE", help="such as 8GiB of a GPU; experts lie in host memory")
+    group.add_argument("--kv-dtype", choices=KV_DTYPES, default="auto", help="of cached keys and values (default auto)")
     group.add_argument("--max-context", type=int, metavar="N", help="positions of prompt and completion together")
     group.add_argument("--chat-mode", action="store_true", help="answer without thinking")
     group.add_argument("--no-grammar", action="store_true", help="do not hold calls to the grammar of the tools")
@@ -92,6 +94,7 @@ def load(arguments: argparse.Namespace) -> ChatModel:
         grammar=not arguments.no_grammar,
         max_context=arguments.max_context,
         memory_budget=arguments.memory_budget,
+        kv_dtype=arguments.kv_dtype,
         tensor_parallel=arguments.tensor_parallel,
         expert_cache=arguments.expert_cache,
         tokenizer=arguments.tokenizer,

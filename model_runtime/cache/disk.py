@@ -82,7 +82,7 @@ def check_kv(path: str | os.PathLike[str], layout: KVLayout, identity: Identity)
 def _description(layout: KVLayout, identity: Identity) -> dict[str, Any]:
     return {
         **identity,
-        "kv_dtype": str(layout.dtype).removeprefix("torch."),
+        "kv_dtype": layout.dtype_name,
         "num_layers": layout.num_layers,
         "kv_lora_rank": layout.kv_lora_rank,
         "qk_rope_head_dim": layout.qk_rope_head_dim,

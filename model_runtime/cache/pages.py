@@ -1,6 +1,7 @@
 """The memory of the KV cache: pages of 64 tokens that several sequences may share.
 
-    records[layer]     [pages, 64, kv_lora_rank | qk_rope_head_dim]   latent and rotary key of a token
+    records[layer]     [pages, 64, kv_lora_rank | qk_rope_head_dim]   latent and rotary key of a token, as floats or as
+                                                                      the bytes of an FP8 record (`kernels/kv_append`)
     index_keys[layer]  [pages, 64, index_head_dim]                    key of the lightning indexer
 
 A page has the same number in every layer. Pages are counted by their holders (block tables, the prefix cache); the
@@ -18,9 +19,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from v32.kernels.kv_append import record_bytes
 from v32.model_runtime.config import DeepseekV32Config
 
 PAGE_SIZE = 64
+FP8_RECORDS = torch.uint8
+"""As `dtype` of a layout: the FP8 record of V3.2 that other engines keep, too."""
 FIRST_PAGES = 16
 
 
@@ -33,6 +37,7 @@ class KVLayout:
     qk_rope_head_dim: int
     index_head_dim: int
     dtype: torch.dtype = torch.float32
+    """`FP8_RECORDS`: 656 bytes for V3.2's latents and rotary keys, and index keys in bfloat16."""
     device: torch.device | str = "cpu"
 
     @classmethod
@@ -48,9 +53,24 @@ class KVLayout:
         return cls(num_layers, config.kv_lora_rank, config.qk_rope_head_dim, config.index_head_dim, dtype, device)
 
     @property
+    def dtype_name(self) -> str:
+        return "fp8" if self.dtype == FP8_RECORDS else str(self.dtype).removeprefix("torch.")
+
+    @property
+    def record_width(self) -> int:
+        """Entries of a record in `dtype`."""
+        if self.dtype == FP8_RECORDS:
+            return record_bytes(self.kv_lora_rank, self.qk_rope_head_dim)
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+    @property
+    def index_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.dtype == FP8_RECORDS else self.dtype
+
+    @property
     def token_bytes(self) -> int:
-        width = self.kv_lora_rank + self.qk_rope_head_dim + self.index_head_dim
-        return self.num_layers * width * self.dtype.itemsize
+        index_bytes = self.index_head_dim * self.index_dtype.itemsize
+        return self.num_layers * (self.record_width * self.dtype.itemsize + index_bytes)
 
     @property
     def page_bytes(self) -> int:
@@ -60,9 +80,9 @@ class KVLayout:
 class LayerCache(NamedTuple):
     """All pages of one layer as flat rows; position p of a sequence is row `page * 64 + p % 64`, its slot."""
 
-    records: Tensor  # [slots, C + R]
-    latent: Tensor  # [slots, C], a view of records
-    k_pe: Tensor  # [slots, R], a view of records
+    records: Tensor  # [slots, C + R], or uint8 [slots, bytes of an FP8 record]
+    latent: Tensor  # [slots, C], a view of float records
+    k_pe: Tensor  # [slots, R], a view of float records
     index_keys: Tensor  # [slots, Di]
 
 
@@ -167,14 +187,12 @@ class PagePool:
         layout, slots = self.layout, capacity * PAGE_SIZE
         for index in range(layout.num_layers):
             old = self.layers[index] if index < len(self.layers) else None
-            records = torch.empty(
-                slots, layout.kv_lora_rank + layout.qk_rope_head_dim, dtype=layout.dtype, device=layout.device
-            )
-            index_keys = torch.empty(slots, layout.index_head_dim, dtype=layout.dtype, device=layout.device)
+            records = torch.empty(slots, layout.record_width, dtype=layout.dtype, device=layout.device)
+            index_keys = torch.empty(slots, layout.index_head_dim, dtype=layout.index_dtype, device=layout.device)
             if old is not None:
                 records[: len(old.records)] = old.records
                 index_keys[: len(old.index_keys)] = old.index_keys
-            latent, k_pe = records.split((layout.kv_lora_rank, layout.qk_rope_head_dim), -1)
+            latent, k_pe = records[:, : layout.kv_lora_rank], records[:, layout.kv_lora_rank :]
             layer = LayerCache(records, latent, k_pe, index_keys)
             self.layers[index : index + 1] = [layer]
         for page in range(len(self._refs), capacity):

@@ -21,10 +21,11 @@ from torch import Tensor
 from v32.kernels.decoder_step import CacheTensors
 from v32.kernels.dense_mla import dense_mla, expanded_mla
 from v32.kernels.index_score import index_score
+from v32.kernels.kv_append import kv_append, read_fp8_records
 from v32.kernels.sparse_mla import sparse_mla
 from v32.kernels.topk_select import topk_select
 from v32.model_runtime.cache.block_table import BlockTable
-from v32.model_runtime.cache.pages import LayerCache, PagePool
+from v32.model_runtime.cache.pages import FP8_RECORDS, LayerCache, PagePool
 from v32.model_runtime.model.attention import AttentionInputs
 from v32.model_runtime.model.mla import MLA
 
@@ -94,8 +95,11 @@ class PagedAttention:
 
     def __call__(self, layer_idx: int, mla: MLA, inputs: AttentionInputs) -> Tensor:
         cache = self.pool.layers[layer_idx]
-        record = torch.cat((inputs.latent, inputs.k_pe), -1)
-        cache.records.index_copy_(0, self._slot_mapping, record.to(cache.records.dtype))
+        if cache.records.dtype == FP8_RECORDS:
+            kv_append(cache.records, self._slot_mapping, inputs.latent, inputs.k_pe)
+        else:
+            record = torch.cat((inputs.latent, inputs.k_pe), -1)
+            cache.records.index_copy_(0, self._slot_mapping, record.to(cache.records.dtype))
         cache.index_keys.index_copy_(0, self._slot_mapping, inputs.index_k.to(cache.index_keys.dtype))
         if len(self._parts) == 1:
             return self._parts[0].attend(cache, mla, inputs)
@@ -120,7 +124,7 @@ class _Decode:
         for scored in self._scored:
             self._slots[scored.rows] = scored.select(cache, inputs, self.index_topk)
         q_latent = _absorb(inputs.q_nope, mla)
-        latent, k_pe, indices = _as_dtype(cache, self._slots, q_latent.dtype)
+        latent, k_pe, indices = _as_dtype(cache, self._slots, mla, q_latent.dtype)
         return _unabsorb(sparse_mla(q_latent, inputs.q_pe, latent, k_pe, indices, mla.scale), mla)
 
 
@@ -190,7 +194,7 @@ class _Prefill:
         return self.span.end > self.index_topk
 
     def attend(self, cache: LayerCache, mla: MLA, inputs: AttentionInputs) -> Tensor:
-        latent, k_pe = cache.records[self._keys].to(inputs.q_nope.dtype).split((mla.kv_lora_rank, mla.rope_dim), -1)
+        latent, k_pe = _read(cache, self._keys, mla, inputs.q_nope.dtype)
         expanded = mla.expand(latent) if self._is_cheaper_expanded(mla) else None
         outputs = []
         for block in self._blocks(inputs, mla):
@@ -253,11 +257,19 @@ def _unabsorb(out: Tensor, mla: MLA) -> Tensor:
     return torch.bmm(out.transpose(0, 1), mla.w_uv.transpose(1, 2)).transpose(0, 1)
 
 
-def _as_dtype(cache: LayerCache, slots: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _read(cache: LayerCache, rows: slice | Tensor, mla: MLA, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """latent and k_pe of some rows, as floats."""
+    if cache.records.dtype == FP8_RECORDS:
+        latent, k_pe = read_fp8_records(cache.records[rows], mla.kv_lora_rank)
+        return latent.to(dtype), k_pe.to(dtype)
+    latent, k_pe = cache.records[rows].to(dtype).split((mla.kv_lora_rank, mla.rope_dim), -1)
+    return latent, k_pe
+
+
+def _as_dtype(cache: LayerCache, slots: Tensor, mla: MLA, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """latent, k_pe and indices into them; a cache of another dtype is gathered first and converted."""
     if cache.records.dtype == dtype:
         return cache.latent, cache.k_pe, slots
-    gathered = cache.records[slots.clamp_min(0).flatten()].to(dtype)
-    latent, k_pe = gathered.split((cache.latent.shape[1], cache.k_pe.shape[1]), -1)
+    latent, k_pe = _read(cache, slots.clamp_min(0).flatten(), mla, dtype)
     indices = torch.arange(slots.numel(), device=slots.device).view_as(slots)
     return latent, k_pe, indices.masked_fill(slots < 0, -1)

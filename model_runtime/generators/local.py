@@ -57,7 +57,7 @@ class LocalGenerator:
             "name": name,
             "fingerprint": fingerprint,
             "dtype": str(weight.dtype).removeprefix("torch."),
-            "kv_dtype": str(engine.pool.layout.dtype).removeprefix("torch."),
+            "kv_dtype": engine.pool.layout.dtype_name,
             "device": str(weight.device),
             "max_context": engine.max_context,
         }
