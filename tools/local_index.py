@@ -14,6 +14,7 @@ import sqlite3
 import threading
 import unicodedata
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -76,6 +77,7 @@ class LocalIndex:
 
     def __init__(self, documents: Iterable[Document] = (), *, path: str | Path | None = None) -> None:
         self._lock = threading.RLock()
+        self._path = path
         self._connection = _connect(path)
         self.add(documents)
 
@@ -87,13 +89,13 @@ class LocalIndex:
 
     def add(self, documents: Iterable[Document]) -> None:
         """Add documents; one with a known id takes the place of the old one. All or nothing."""
-        with self._lock, self._connection:
+        with self._transaction():
             for document in documents:
                 self._put(document, source=None)
 
     def remove(self, ids: Iterable[str]) -> int:
         """Forget documents; returns how many there were."""
-        with self._lock, self._connection:
+        with self._transaction():
             return sum(self._delete(id) for id in ids)
 
     def sync(self, folder: str | Path) -> Changes:
@@ -101,7 +103,7 @@ class LocalIndex:
         folder = Path(folder)
         files = {path.relative_to(folder).as_posix(): path for path in document_files(folder)}
         added = updated = removed = 0
-        with self._lock, self._connection as connection:
+        with self._transaction() as connection:
             known = {path: (mtime, size) for path, mtime, size in connection.execute("SELECT * FROM sources")}
             for gone in known.keys() - files.keys():
                 removed += self._drop_source(gone, keep=())
@@ -125,7 +127,7 @@ class LocalIndex:
         expression = match_expression(query)
         if not expression or topn < 1:
             return []
-        with self._lock:
+        with self._transaction():
             rows = self._connection.execute(
                 "SELECT d.id, d.title, d.text, best.score FROM "
                 "(SELECT rowid, -bm25(terms, ?, 1.0) AS score FROM terms WHERE terms MATCH ? "
@@ -136,24 +138,24 @@ class LocalIndex:
         return [Hit(id, title, snippet(text, query, highlight=highlight), score) for id, title, text, score in rows]
 
     def get(self, id: str) -> Document | None:
-        with self._lock:
+        with self._transaction():
             row = self._connection.execute("SELECT id, text, title FROM documents WHERE id = ?", (id,)).fetchone()
         return Document(*row) if row else None
 
     def closest_id(self, id: str) -> str | None:
         """The id that someone who wrote `id` may have meant."""
-        with self._lock:
+        with self._transaction():
             ids = [row[0] for row in self._connection.execute("SELECT id FROM documents LIMIT 20000")]
         folded = {known.casefold(): known for known in reversed(ids)}
         matches = difflib.get_close_matches(id[:200].casefold(), folded, n=1)
         return folded[matches[0]] if matches else None
 
     def __len__(self) -> int:
-        with self._lock:
+        with self._transaction():
             return int(self._connection.execute("SELECT count(*) FROM documents").fetchone()[0])
 
     def __iter__(self) -> Iterator[Document]:
-        with self._lock:
+        with self._transaction():
             rows = self._connection.execute("SELECT id, text, title FROM documents ORDER BY number").fetchall()
         return (Document(*row) for row in rows)
 
@@ -168,6 +170,15 @@ class LocalIndex:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for one thread at a time; all or nothing."""
+        try:
+            with self._lock, self._connection as connection:
+                yield connection
+        except sqlite3.DatabaseError as error:  # such as a full disk or a damaged file
+            raise DocumentError(f"the index {self._path} cannot be used: {error}") from error
 
     def _put(self, document: Document, source: str | None) -> str:
         row = self._connection.execute(
@@ -238,7 +249,10 @@ def snippet(text: str, query: str, *, highlight: bool = False, limit: int = 300)
 
 
 def _connect(path: str | Path | None) -> sqlite3.Connection:
-    connection = sqlite3.connect(":memory:" if path is None else path, check_same_thread=False)
+    try:
+        connection = sqlite3.connect(":memory:" if path is None else path, check_same_thread=False)
+    except sqlite3.OperationalError as error:
+        raise DocumentError(f"{path} cannot be opened: {error}; is it a file in a folder that exists?") from error
     try:
         found = connection.execute("PRAGMA user_version").fetchone()[0]
         is_empty = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0

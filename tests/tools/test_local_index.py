@@ -180,6 +180,10 @@ def test_bad_documents_are_named(tmp_path: Path, name: str, content: str, messag
 def test_bad_places_are_named(tmp_path: Path) -> None:
     with pytest.raises(DocumentError, match=r"is not a folder; give one with \.txt, \.md, \.jsonl files"):
         LocalIndex.from_folder(tmp_path / "nowhere")
+    with pytest.raises(
+        DocumentError, match=r"nowhere/index cannot be opened: .*; is it a file in a folder that exists"
+    ):
+        LocalIndex(path=tmp_path / "nowhere" / "index")
     (tmp_path / "text").write_text("this is no database, whatever its name says" * 100)
     with pytest.raises(DocumentError, match="is not an index"):
         LocalIndex(path=tmp_path / "text")
@@ -189,6 +193,20 @@ def test_bad_places_are_named(tmp_path: Path) -> None:
     other.close()
     with pytest.raises(DocumentError, match="holds an index of format 0, not 1"):
         LocalIndex(path=tmp_path / "other.db")
+
+
+def test_a_file_that_is_damaged_or_has_no_room_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "index"
+    with LocalIndex([Document(str(n), f"word {n} " * 200) for n in range(50)], path=path) as index:
+        index._connection.execute(f"PRAGMA max_page_count = {os.stat(path).st_size // 4096}")
+        with pytest.raises(DocumentError, match="index cannot be used: database or disk is full"):
+            index.add([Document("big", "many other words " * 100_000)])
+        assert (index.get("big"), len(index)) == (None, 50)
+    data = bytearray(path.read_bytes())
+    data[4096:] = os.urandom(len(data) - 4096)
+    path.write_bytes(data)
+    with pytest.raises(DocumentError, match="index cannot be used: "), LocalIndex(path=path) as damaged:
+        damaged.search("word")
 
 
 def test_odd_bytes_in_files_are_text(tmp_path: Path) -> None:
