@@ -23,7 +23,7 @@ from v32.model_runtime.checkpoint.index import CheckpointIndex
 from v32.model_runtime.checkpoint.source import embedded_checkpoint
 from v32.model_runtime.engine import Engine
 from v32.model_runtime.generators.generator import SamplingParams
-from v32.model_runtime.memory_budget import divide
+from v32.model_runtime.memory_budget import load_within
 
 
 def main() -> None:
@@ -62,14 +62,7 @@ def measure(folder: Path, budget: int, context: int, num_tokens: int) -> dict[st
     _generate(Engine(load_checkpoint(embedded_checkpoint())), list(range(300, 400)), 20)  # the program, warm
     Path("/proc/self/clear_refs").write_text("5")
     before, started = _memory("VmRSS"), time.perf_counter()
-    if budget:
-        shares = divide(folder, budget)
-        model = load_checkpoint(folder, expert_places=shares.expert_places)
-        engine = Engine(model, kv_budget_bytes=shares.kv_budget_bytes, max_batch_tokens=shares.max_batch_tokens)
-        if model.expert_cache is not None:
-            shares.watch(engine.pool, model.expert_cache)
-    else:
-        engine = Engine(load_checkpoint(folder))
+    engine = load_within(folder, budget) if budget else Engine(load_checkpoint(folder))
     loading = time.perf_counter() - started
     ids = torch.randint(10, engine.config.vocab_size, (context,), generator=torch.Generator().manual_seed(0)).tolist()
     said, speed = _generate(engine, ids, num_tokens)

@@ -73,6 +73,8 @@ class Plan:
     contexts: tuple[int, ...] = (128, 1024)
     batch: int = 16
     decode_tokens: int = 24
+    memory_budget: int | None = None
+    """Bytes that v32 may take; experts beyond it are read from the files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +157,16 @@ class Runner(Protocol):
 
 
 class V32Runner:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, memory_budget: int | None = None) -> None:
         from v32.model_runtime.checkpoint import load_checkpoint
         from v32.model_runtime.engine import Engine
+        from v32.model_runtime.memory_budget import load_within
 
-        self.model = load_checkpoint(folder)
-        self.engine = Engine(self.model, kv_budget_bytes=4 << 30)
+        if memory_budget is None:
+            self.engine = Engine(load_checkpoint(folder), kv_budget_bytes=4 << 30)
+        else:
+            self.engine = load_within(folder, memory_budget)
+        self.model = self.engine.model
 
     @torch.inference_mode()
     def check(self, ids: list[int]) -> None:
@@ -256,7 +262,7 @@ def measure(engine: EngineName, folder: Path, plan: Plan) -> Iterator[Measuremen
     import resource
 
     started = time.perf_counter()
-    runner: Runner = V32Runner(folder) if engine == "v32" else TransformersRunner(folder)
+    runner: Runner = V32Runner(folder, plan.memory_budget) if engine == "v32" else TransformersRunner(folder)
     yield Measurement(engine, "load", 0, time.perf_counter() - started, "s")
     vocab_size = DeepseekV32Config.from_dir(folder).vocab_size
 

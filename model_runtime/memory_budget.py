@@ -17,10 +17,12 @@ from pathlib import Path
 import torch
 
 from v32.model_runtime.cache.pages import FIRST_PAGES, PAGE_SIZE, KVLayout, PagePool
+from v32.model_runtime.checkpoint import load_checkpoint
 from v32.model_runtime.checkpoint.expert_files import place_bytes
 from v32.model_runtime.checkpoint.index import CheckpointIndex, TensorInfo
 from v32.model_runtime.checkpoint.slots import ROUTED_EXPERT
 from v32.model_runtime.config import DeepseekV32Config
+from v32.model_runtime.engine import Engine
 from v32.model_runtime.errors import MemoryBudgetError
 from v32.model_runtime.model.expert_cache import ExpertCache
 from v32.model_runtime.planning import memory
@@ -121,6 +123,16 @@ def divide(
     work = workspace(batch_tokens)
     num_pages = min(kv, budget - resident - work - place) // page
     return MemoryShares(budget, resident, work, num_pages, layout, page, place, len(experts), batch_tokens)
+
+
+def load_within(folder: Path, budget: int) -> Engine:
+    """An engine over a checkpoint that takes so many bytes at most, with the defaults of everything else."""
+    shares = divide(folder, budget)
+    model = load_checkpoint(folder, dequantize=False, expert_places=shares.expert_places)
+    engine = Engine(model, kv_budget_bytes=shares.kv_budget_bytes, max_batch_tokens=shares.max_batch_tokens)
+    if model.expert_cache is not None:
+        shares.watch(engine.pool, model.expert_cache)
+    return engine
 
 
 def _resident_bytes(

@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", default="128,1024", metavar="N,…", help="contexts of decoding (%(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="sequences decoded together; 0: none (%(default)s)")
     parser.add_argument("--rounds", type=int, default=1, help="medians over so many rounds (%(default)s)")
+    parser.add_argument("--memory-budget", metavar="SIZE", help="such as 4GiB, of v32; experts beyond it are streamed")
     parser.add_argument("--chart", type=Path, metavar="PNG", help="draw the speeds (needs matplotlib)")
     parser.add_argument("--json", action="store_true", help="one JSON object a measurement")
 
@@ -50,7 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     engines: list[EngineName] = ["v32"]
     if not arguments.alone and importlib.util.find_spec("transformers"):
         engines.append("transformers")
-    plan = Plan(_numbers(arguments.prefill), _numbers(arguments.context), arguments.batch)
+    budget = None if arguments.memory_budget is None else _bytes(arguments.memory_budget)
+    plan = Plan(_numbers(arguments.prefill), _numbers(arguments.context), arguments.batch, memory_budget=budget)
     measurements = []
     for measurement in compare(folder, plan, engines=engines, rounds=arguments.rounds):
         measurements.append(measurement)
@@ -60,6 +62,15 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.chart:
         _draw(measurements, arguments.chart)
     return 0
+
+
+def _bytes(size: str) -> int:
+    from v32.model_runtime.sizes import parse_bytes
+
+    try:
+        return parse_bytes(size)
+    except ValueError as error:
+        raise UsageError(f"--memory-budget: {error}") from None
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from v32.model_runtime.cache.pages import PAGE_SIZE
+from v32.model_runtime.cache.pages import FP8_RECORDS, PAGE_SIZE
 from v32.model_runtime.checkpoint.index import CheckpointIndex
 from v32.model_runtime.checkpoint.source import resolve_source
 from v32.model_runtime.config import DeepseekV32Config
@@ -323,6 +323,10 @@ def _assumptions(
     default = _CPU_KV_BUDGET // memory.kv_token_bytes(config, form.dtype) // PAGE_SIZE * PAGE_SIZE
     if device.kind == "cpu" and default < longest:
         yield f"load_model's cache of 1 GiB holds {default:,} tokens; more with kv_budget_bytes="
+    if config.kv_lora_rank % 128 == 0:
+        yield f'kv_dtype="fp8" keeps a token in {memory.kv_token_bytes(config, FP8_RECORDS):,} bytes'
+    if device.kind == "cpu":
+        yield 'memory_budget="4GiB" keeps routed experts for which there is no room in their files'
 
 
 def _cheapest_change(model: Model, made: Plan, batch_tokens: int) -> str:
