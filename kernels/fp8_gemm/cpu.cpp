@@ -6,8 +6,9 @@
 
 namespace v32 {
 
-// Below so many bytes of weights a second thread costs more than it brings.
-constexpr int64_t BYTES_A_THREAD = 1 << 17;
+// Below so many bytes of weights a second thread costs more than it brings: little while both run, milliseconds where
+// another process has one of the cores.
+constexpr int64_t BYTES_A_THREAD = 1 << 19;
 
 static inline int64_t num_bytes(const Matrix& w) { return w.rows * w.cols * (w.kind == FLOAT8 ? 1 : w.kind == BFLOAT16 ? 2 : 4); }
 
