@@ -123,9 +123,17 @@ def _names(path: str) -> list[str]:
     names = [name for name in inside.split("/") if name not in ("", ".")]
     if inside.startswith("/") or ".." in names:
         raise ArtefactError(f"{path}: lies outside the workspace; give a path below it")
-    if not names or "\0" in path:
+    if not names or "\0" in path or not is_encodable(path):
         raise ArtefactError(f"{path!r}: is not the name of a file")
     return names
+
+
+def is_encodable(path: str) -> bool:
+    """Half a surrogate pair names nothing, unless it stands for a byte, as in listings of names that are no text."""
+    try:
+        return bool(os.fsencode(path))
+    except UnicodeEncodeError:
+        return False
 
 
 @contextlib.contextmanager

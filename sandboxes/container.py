@@ -240,7 +240,7 @@ class _ContainerFiles:
         return None
 
     async def _run(self, shown: str, *arguments: str, stdin: bytes = b"", limit: int = ANSWER_LIMIT) -> bytes:
-        if "\0" in "".join(arguments):
+        if "\0" in "".join(arguments) or not artefacts.is_encodable("".join(arguments)):
             raise SandboxFileError(f"{shown!r}: is not the name of a file")
         command = [*self._prefix, self._source, "/workspace", *arguments]
         code, out, err = await anyio.to_thread.run_sync(_run_bounded, command, stdin, limit, abandon_on_cancel=True)

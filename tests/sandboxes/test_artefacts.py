@@ -66,9 +66,9 @@ def test_paths_outside_are_refused(workspace: tuple[Path, int], outside: Path, p
     assert (outside / "secret").read_text() == "canary"
 
 
-@pytest.mark.parametrize("path", ["", ".", "/workspace/", "a\0b"])
+@pytest.mark.parametrize("path", ["", ".", "/workspace/", "a\0b", "a\ud800b"])
 def test_names_that_are_none_are_refused(workspace: tuple[Path, int], path: str) -> None:
-    with pytest.raises((ArtefactError, ValueError)):
+    with pytest.raises(ArtefactError, match="is not the name of a file"):
         artefacts.read(workspace[1], path, LIMIT)
 
 
