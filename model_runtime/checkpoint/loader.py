@@ -93,7 +93,7 @@ def load_checkpoint(
         dequantize = numerics == "float" and dequantizes_by_default(num_weights, device.type, dtype)
     done, total = 0, sum(slot.num_bytes for slot in slots)
     arena = Arena(total) if not dequantize and has_native_kernels(device.type, dtype) else None
-    filler = _Filler(index, device, dtype, dequantize, verify, arena)
+    filler = _Filler(index, device, dtype, dequantize, verify, arena, maps=arena is None and expert_places is None)
     for slot in slots:
         filler.fill(slot)
         if done // _TRIM_BYTES != (done + slot.num_bytes) // _TRIM_BYTES:
@@ -148,6 +148,7 @@ class _Filler:
     dequantize: bool
     verify: bool
     arena: Arena | None  # of weights that native kernels read as they are
+    maps: bool  # whether tensors may stay mapped from their files
 
     def fill(self, slot: Slot) -> None:
         tensor = self._read(slot.info)
@@ -156,14 +157,14 @@ class _Filler:
         else:
             self._put_codes(slot, tensor, self._read(slot.scale).to(self.device, torch.float32))
         placed: Tensor = getattr(slot.module, slot.attribute)
-        if self.arena is None and placed.data_ptr() != tensor.data_ptr():
+        if self.maps and placed.data_ptr() != tensor.data_ptr():
             self.index.release(slot.info.name)  # else the files stay in memory beside what was made of them
 
     def _read(self, info: TensorInfo) -> Tensor:
         """Mapped, or in the arena, from where native kernels read matrices as they are stored."""
-        if self.arena is None:
+        if self.maps:
             return self.index.read(info.name)
-        empty = torch.empty if info.dtype == torch.float16 else self.arena.empty  # float16 is converted
+        empty = torch.empty if self.arena is None or info.dtype == torch.float16 else self.arena.empty
         return self.index.read_into(info.name, empty(info.shape, dtype=info.dtype))
 
     def _put_codes(self, slot: Slot, tensor: Tensor, scale: Tensor) -> None:
