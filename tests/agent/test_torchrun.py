@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,7 +47,7 @@ def test_two_processes_answer_what_one_answers() -> None:
 def test_only_rank_0_talks_and_commands_without_a_model_end_at_once() -> None:
     for arguments, words in ((["run", "--help"], "usage: v32 run"), (["plan", "--gpu", "h200"], "on H200: fits")):
         with v32(2, *arguments) as launched:
-            out, err = launched.communicate(timeout=60)
+            out, err = launched.communicate(timeout=120)
         assert launched.returncode == 0, err
         assert out.count(words) == 1
 
@@ -57,13 +56,11 @@ def test_only_rank_0_talks_and_commands_without_a_model_end_at_once() -> None:
 def test_a_rank_that_dies_or_hangs_ends_the_job_and_every_process(blow: signal.Signals) -> None:
     with v32(2, "eval", "tiny", "--json", "--limit", "500", "--seed", "3") as process:
         assert process.stdout is not None
-        process.stdout.readline()  # an answer: the model is loaded
-        ranks = {_environment(pid)["RANK"]: pid for pid in _children(process.pid)}
+        assert process.stdout.readline(), process.communicate()[1]  # an answer: the model is loaded
+        ranks = {_environment(pid).get("RANK"): pid for pid in _children(process.pid)}
         os.kill(ranks["1"], blow)
-        started = time.monotonic()
-        _, err = process.communicate(timeout=120)
-        # torchrun gives processes that do not end by themselves 30 s.
-        assert time.monotonic() - started < STALL_SECONDS + 45
+        # torchrun gives processes that do not end by themselves 30 s; a minute more is for a busy machine.
+        _, err = process.communicate(timeout=STALL_SECONDS + 30 + 60)
     assert process.returncode != 0
     assert "Signal 9 (SIGKILL) received" in err or "has not answered within its time" in err
     assert not [pid for pid in ranks.values() if Path(f"/proc/{pid}").exists()]
