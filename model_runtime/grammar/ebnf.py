@@ -13,6 +13,7 @@ from v32.model_runtime.errors import UnsupportedSchemaError
 from v32.model_runtime.grammar.numbers import ANY_NUMBER, number_expression
 from v32.model_runtime.grammar.schema import (
     Array,
+    Either,
     Literals,
     Member,
     Number,
@@ -89,10 +90,11 @@ class JsonRules:
         """An expression for the JSON of a shape."""
         if isinstance(shape, Reference):
             return self.reference(shape)
-        options = self.schema.alternatives(shape)
+        options = shape.options if isinstance(shape, Either) else (shape,)
+        options = tuple(option for option in options if self.schema.alternatives(option))
         if not options:
             raise UnsupportedSchemaError("a required value has a schema that nothing can satisfy; loosen the schema")
-        return any_of([self.alternative(option) for option in options])
+        return any_of([self.reference(o) if isinstance(o, Reference) else self.alternative(o) for o in options])
 
     def alternative(self, shape: Shape) -> str:
         match shape:

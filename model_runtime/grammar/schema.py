@@ -191,6 +191,8 @@ class _Reader:
         self.owner = owner
         self.root = root
         self.definitions: dict[str, Shape] = {}
+        self.recursive: set[str] = set()
+        """Names of definitions that turned up within themselves."""
         self.loosened: list[str] = []
 
     def error(self, path: str, reason: str) -> UnsupportedSchemaError:
@@ -204,6 +206,23 @@ class _Reader:
             return AnyValue()
         if schema is False:
             return NOTHING
+        return self.read_once(schema, path) if _merges_reference(schema) else self.read_one(schema, path)
+
+    def read_once(self, schema: Mapping[str, Any], path: str) -> Shape:
+        """A schema that would have itself within itself without end, were it not named."""
+        name = canonical_json(schema)
+        if name in self.definitions:
+            self.recursive.add(name)
+            return Reference(name)
+        self.definitions[name] = NOTHING
+        shape = self.read_one(schema, path)
+        if name not in self.recursive:
+            del self.definitions[name]
+            return shape
+        self.definitions[name] = shape
+        return Reference(name)
+
+    def read_one(self, schema: Any, path: str) -> Shape:
         merged = self.flatten(schema, path)
         if merged is False:
             return NOTHING
@@ -214,7 +233,8 @@ class _Reader:
                 self.loosen(path, keyword)
         if "anyOf" in merged:
             rest = {key: value for key, value in merged.items() if key != "anyOf"}
-            return either([self.read({"allOf": [rest, option]}, path) for option in merged["anyOf"]])
+            options = [{"allOf": [rest, option]} if rest else option for option in merged["anyOf"]]
+            return either([self.read(option, path) for option in options])
         types = self.types(merged, path)
         if "enum" in merged:
             allowed = [value for value in merged["enum"] if types is None or _is_any_of(value, types)]
@@ -424,6 +444,15 @@ class _Reader:
             elif name in required:
                 return NOTHING
         return Object(tuple(members), None if extra == NOTHING else extra)
+
+
+def _merges_reference(schema: Any) -> bool:
+    """Whether a `$ref` stands beside other conditions."""
+    if not isinstance(schema, Mapping):
+        return False
+    parts = [part for part in schema.get("allOf", ()) if isinstance(part, Mapping)]
+    has_more = len(schema.keys() - _ANNOTATIONS) > 1
+    return ("$ref" in schema and has_more) or any("$ref" in part or _merges_reference(part) for part in parts)
 
 
 def either(options: Sequence[Shape]) -> Shape:

@@ -19,6 +19,15 @@ TREE = {
     "properties": {"v": {"type": "integer"}, "kids": {"type": "array", "items": {"$ref": "#/$defs/tree"}}},
     "required": ["v"],
 }
+CHAIN = {
+    "type": "object",
+    "properties": {"v": {"type": "integer"}, "next": {"anyOf": [{"$ref": "#/$defs/chain"}, {"type": "null"}]}},
+    "required": ["v", "next"],
+}
+KNOT = {
+    "type": "object",
+    "properties": {"v": {"type": "integer"}, "next": {"$ref": "#/$defs/knot", "required": ["v"]}},
+}
 CASES: list[tuple[str, Any, list[Any], list[Any]]] = [
     ("string", {"type": "string"}, ["", "x\n", 'q"\\'], [1, None, ["x"]]),
     ("integer", {"type": "integer"}, [0, -7, 10**20], ["1", 1.5, True]),
@@ -98,6 +107,18 @@ CASES: list[tuple[str, Any, list[Any], list[Any]]] = [
         [{}, {"v": 1, "kids": [{}]}],
     ),
     ("ref and more", {"$ref": "#/$defs/tree", "required": ["kids"]}, [{"v": 1, "kids": []}], [{"v": 1}]),
+    (
+        "recursive in anyOf",
+        {"$ref": "#/$defs/chain"},
+        [{"v": 1, "next": {"v": 2, "next": {"v": 3, "next": None}}}],
+        [{"v": 1}, {"v": 1, "next": {"v": 2}}, {"v": 1, "next": {"v": 2, "next": 3}}],
+    ),
+    (
+        "recursive and more",
+        {"$ref": "#/$defs/knot", "required": ["v"]},
+        [{"v": 1}, {"v": 1, "next": {"v": 2, "next": {"v": 3}}}],
+        [{}, {"v": 1, "next": {}}, {"v": 1, "next": {"v": 2, "next": {}}}],
+    ),
     ("ref in anyOf", {"anyOf": [{"$ref": "#/$defs/tree"}, {"type": "null"}]}, [None, {"v": 1}], [1, {}]),
 ]
 
@@ -108,7 +129,7 @@ def test_arguments(
     accepted: Callable[..., bool], name: str, schema: Any, valid: list[Any], invalid: list[Any], is_nested: bool
 ) -> None:
     inner = {"type": "object", "properties": {"inner": schema}, "required": ["inner"]} if is_nested else schema
-    spec = tool({"value": inner}, ["value"], **{"$defs": {"tree": TREE}})
+    spec = tool({"value": inner}, ["value"], **{"$defs": {"tree": TREE, "chain": CHAIN, "knot": KNOT}})
     for values, expected in ((valid, True), (invalid, False)):
         for value in values:
             argument = {"inner": value} if is_nested else value
