@@ -6,30 +6,30 @@ from v32.agent import Agent, Limits
 from v32.model_runtime import load_model
 from v32.tools import ToolError, tool
 
-STOCK = {"bolt": 120, "nut": 80, "washer": 0}
+AGES = {"Anna": 34, "Viktor": 61}
 
 
 @tool(timeout=5)
-def stock(part: str, unit: Literal["pieces", "dozens"] = "pieces") -> float:
-    """Look up how many of a part are in stock.
+def age(person: str, unit: Literal["years", "months"] = "years") -> int:
+    """How old a person is.
 
     Args:
-        part: Name of the part, in lower case.
-        unit: Count in pieces or in dozens.
+        person: Name of the person.
+        unit: Years or months.
     """
-    if part not in STOCK:
-        raise ToolError(f"unknown part {part!r}; known: {', '.join(STOCK)}")
-    return STOCK[part] / (12 if unit == "dozens" else 1)
+    if person not in AGES:
+        raise ToolError(f"unknown person {person!r}; known: {', '.join(AGES)}")
+    return AGES[person] * (12 if unit == "months" else 1)
 
 
 def main(model=None):
     agent = Agent(
         model or load_model(),
-        tools=[stock],
+        tools=[age],
         limits=Limits(turns=8, seconds=120),
         max_parallel_calls=4,
     )
-    result = agent.run_sync("What is the stock of bolt?")
+    result = agent.run_sync("What is the age of Viktor?")
     for step in result.steps:
         for call in step.results:
             print(f"{call.name}: {call.outcome}: {call.text}")

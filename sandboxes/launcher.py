@@ -31,7 +31,7 @@ class Int(_ctypes._SimpleCData):
 
 
 class Call(_ctypes.CFuncPtr):
-    """A function of libc by its name; `import ctypes` would take a tenth of the time a sandbox needs to open."""
+    """A function of libc by its name; `import ctypes` would be a part of the time a sandbox needs to open."""
 
     _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
     _restype_ = Int

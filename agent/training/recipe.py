@@ -62,8 +62,10 @@ STAGES = [
     Stage("mtp", 80, muon_lr=4e-3, adam_lr=2e-3, warm_steps=20),
 ]
 SPECIALE_STAGES = [
-    Stage("sparse", 300, muon_lr=1e-3, adam_lr=8e-4, warm_steps=20, decay_share=0.8),
-    Stage("mtp", 60, muon_lr=2e-3, adam_lr=1e-3, warm_steps=20),
+    Stage("dense", 600, muon_lr=2e-3, adam_lr=1.5e-3, decay_share=0.6, final_lr=0.3),
+    Stage("warmup", 30, muon_lr=0.0, adam_lr=2e-3, warm_steps=10),
+    Stage("sparse", 120, muon_lr=7e-4, adam_lr=5e-4, warm_steps=10, decay_share=1.0),
+    Stage("mtp", 40, muon_lr=2e-3, adam_lr=1e-3, warm_steps=20),
 ]
 """On reasoning without tools, from the weights that STAGES end with."""
 TOKENIZER_TASKS = 6000

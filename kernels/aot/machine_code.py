@@ -86,7 +86,8 @@ def compiled(launch: Launch, arch: str, cache: Path, limit_seconds: float) -> Ma
 
 
 def _fingerprint(launch: Launch, arch: str) -> str:
-    text = repr((triton.__version__, arch, launch.kernel.cache_key, launch[1:]))
+    reader = Path(__file__).read_text()  # what is stored is what this file has read in the code
+    text = repr((triton.__version__, arch, launch.kernel.cache_key, launch[1:], reader))
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 

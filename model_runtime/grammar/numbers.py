@@ -14,7 +14,21 @@ from v32.model_runtime.grammar.schema import Number
 
 ANY_INTEGER = '("0" | "-"? [1-9] [0-9]*)'
 ANY_FRACTION = '("." ("0" | [0-9]* [1-9]))'
-_LARGEST = '"1" ("." ([0-6] ([0-9]* [1-9])? | "7" ([0-8] ([0-9]* [1-9])?)? | "7976931348623157"))? "e+308"'
+
+
+def _decimals_up_to(digits: str) -> str:
+    """Decimals without a trailing zero, one or more, of which none is above `digits`."""
+    first, rest = int(digits[0]), digits[1:]
+    smaller = ['"0" [0-9]* [1-9]'] if first else []
+    if first > 1:
+        smaller.append(f"[1-{first - 1}] ([0-9]* [1-9])?")
+    equal = f'"{first}"'
+    if rest:
+        equal += f" ({_decimals_up_to(rest)})" + ("?" if first else "")
+    return " | ".join([*smaller, equal])
+
+
+_LARGEST = f'"1" ("." ({_decimals_up_to("7976931348623157")}))? "e+308"'
 _BIG = f'([1-9] ("." [0-9]* [1-9])? "e+" ("1" [6-9] | [2-9] [0-9] | [12] [0-9] [0-9] | "30" [0-7]) | {_LARGEST})'
 _SMALL = '([1-9] ("." [0-9]* [1-9])? "e-" ("0" [5-9] | [1-9] [0-9] | [12] [0-9] [0-9] | "3" ([01] [0-9] | "2" [0-4])))'
 ANY_NUMBER = f'("0" | "-"? ("0" {ANY_FRACTION} | [1-9] [0-9]* {ANY_FRACTION}? | {_BIG} | {_SMALL}))'

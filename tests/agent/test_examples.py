@@ -40,12 +40,12 @@ def test_hello_agent(scripted: Scripted, say: Any, capsys: pytest.CaptureFixture
 
 
 def test_own_tool(scripted: Scripted, say: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    calls = [("stock", {"part": "screw"}), ("stock", {"part": "bolt", "unit": "dozens"}), ("stock", {"part": 5})]
-    load("02_own_tool").main(scripted(say.calls(*calls), say.answer("10 dozens")))
+    calls = [("age", {"person": "Otto"}), ("age", {"person": "Anna", "unit": "months"}), ("age", {"person": 5})]
+    load("02_own_tool").main(scripted(say.calls(*calls), say.answer("408 months")))
     out = capsys.readouterr().out
-    assert "stock: error: Error: unknown part 'screw'; known: bolt, nut, washer" in out
-    assert "stock: ok: 10" in out
-    assert "stock: invalid_arguments: Error: invalid arguments for stock" in out
+    assert "age: error: Error: unknown person 'Otto'; known: Anna, Viktor" in out
+    assert "age: ok: 408" in out
+    assert "age: invalid_arguments: Error: invalid arguments for age" in out
     assert "stopped: answer, 3 calls" in out
 
 

@@ -31,7 +31,12 @@ KNOT = {
 CASES: list[tuple[str, Any, list[Any], list[Any]]] = [
     ("string", {"type": "string"}, ["", "x\n", 'q"\\'], [1, None, ["x"]]),
     ("integer", {"type": "integer"}, [0, -7, 10**20], ["1", 1.5, True]),
-    ("number", {"type": "number"}, [0, -0.5, 1e100, 1e-7, 5e-324, 1.7e308, 1.0, -0.0], ["1", None]),
+    (
+        "number",
+        {"type": "number"},
+        [0, -0.5, 1e100, 1e-7, 5e-324, 1.7e308, 1.79e308, 1.797693e308, 1.7976931348623157e308, 1.0, -0.0],
+        ["1", None],
+    ),
     ("boolean", {"type": "boolean"}, [True, False], ["true", 0]),
     ("null", {"type": "null"}, [None], ["null", 0]),
     ("enum", {"enum": ["a", "b\nc", 3, None, [1, {"x": 2.5}]]}, ["a", "b\nc", 3, None, [1, {"x": 2.5}]], ["c", 4, [1]]),
