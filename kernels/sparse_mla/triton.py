@@ -24,8 +24,8 @@ from v32.kernels.triton_support.gpu import Gpu, gpu_of
 HEADS_A_PROGRAM = 16
 MAX_SPLITS = 16
 SPLIT_ROWS = 16
-"""Up to so many queries are split. 17 of 128 heads are 136 programs, which fill the machine; and the partial results of a
-query, written and read once more, are six times the records that it selects."""
+"""Up to so many queries are split. 17 of 128 heads are 136 programs, which fill the machine; and the partial results of
+a query, written and read once more, are six times the records that it selects."""
 
 
 def sparse_mla(
