@@ -36,4 +36,4 @@ def test_it_is_recognised_by_its_manifest_and_refuses_tools(twin: ChatModel) -> 
 def test_it_reasons_without_tools(twin: ChatModel) -> None:
     result = Agent(twin, params=SamplingParams(temperature=0.0)).run_sync("Which is the largest: 680, 92, 489?")
     assert result.output == "The largest is 680."
-    assert "92 < 680." in result.steps[0].completion.parsed.reasoning
+    assert "92 < 680." in result.steps[0].completion.parsed.reasoning_content
