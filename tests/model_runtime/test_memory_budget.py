@@ -160,7 +160,7 @@ async def main():
     await tiny.aclose()
     before = status("VmRSS")
     open("/proc/self/clear_refs", "w").write("5")
-    model = load_model(sys.argv[1], memory_budget=int(sys.argv[2]) or None)
+    model = load_model(sys.argv[1], memory_budget=int(sys.argv[2]) or None, max_batch_tokens=64)
     said = [await ids_of(model, length) for length in (5, 300, 600)]
     print(json.dumps({"said": said, "bytes": status("VmHWM") - before}))
     await model.aclose()
@@ -189,7 +189,7 @@ def test_a_checkpoint_four_times_the_budget_says_the_same_within_it(tmp_path: Pa
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    whole, bounded = run(0), run(budget)
+    whole, bounded = run(0), run(budget)  # passes of the same sizes: PyTorch's products depend on them by rounding
     assert bounded["said"] == whole["said"]
     assert bounded["bytes"] <= budget
     assert whole["bytes"] > 3 * budget
