@@ -243,7 +243,7 @@ def _without_noise(schema: Mapping[str, Any]) -> dict[str, Any]:
 def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
     """Definitions that are used exactly once and do not contain themselves, put where they are used."""
     definitions: dict[str, Any] = dict(schema.get("$defs", {}))
-    used = list(_references(schema))
+    used = list(references(schema))
     single = {name for name in definitions if used.count(f"#/$defs/{name}") == 1}
     single -= {name for name in single if _reaches_itself(name, definitions)}
 
@@ -258,22 +258,23 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
     return resolve({**bare, "$defs": kept} if kept else bare)
 
 
-def _references(node: Any) -> Iterator[str]:
+def references(node: Any) -> Iterator[str]:
+    """Every `$ref` of a schema."""
     if isinstance(node, Mapping):
         if isinstance(node.get("$ref"), str):
             yield node["$ref"]
         for value in node.values():
-            yield from _references(value)
+            yield from references(value)
     elif isinstance(node, list):
         for value in node:
-            yield from _references(value)
+            yield from references(value)
 
 
 def _reaches_itself(name: str, definitions: Mapping[str, Any]) -> bool:
     seen: set[str] = set()
     todo = [name]
     while todo:
-        for reference in _references(definitions.get(todo.pop(), {})):
+        for reference in references(definitions.get(todo.pop(), {})):
             target = reference.removeprefix("#/$defs/")
             if target == name:
                 return True

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from v32.tools.errors import ToolDefinitionError
+from v32.tools.schema import references
 
 if TYPE_CHECKING:
     from jsonschema import FormatChecker, ValidationError
@@ -85,24 +86,13 @@ def _check_references(name: str, schema: Mapping[str, Any]) -> None:
 
     resource: Resource[Any] = Resource.from_contents(schema, default_specification=DRAFT202012)
     resolver = Registry().with_resource(resource.id() or "", resource).resolver(resource.id() or "")
-    for reference in _references(schema):
+    for reference in references(schema):
         try:
             resolver.lookup(reference)
         except Unresolvable as error:
             raise ToolDefinitionError(
                 f"{name} may not refer to {reference!r}, which is not in the schema; put it under $defs"
             ) from error
-
-
-def _references(node: Any) -> Iterator[str]:
-    if isinstance(node, Mapping):
-        if isinstance(node.get("$ref"), str):
-            yield node["$ref"]
-        for value in node.values():
-            yield from _references(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _references(value)
 
 
 def _problems(error: ValidationError) -> Iterator[Problem]:

@@ -77,10 +77,8 @@ class PackedAttention:
         """[B, T, H, V]."""
         queries, keys, values = self._dialogues(q), self._joined(k), self._joined(v)
         if self.mode == "dense":
-            by_head = [part.transpose(1, 2) for part in (queries, keys, values)]
-            out = F.scaled_dot_product_attention(
-                by_head[0], by_head[1], by_head[2], attn_mask=self._visible(), scale=mla.scale
-            )
+            q_heads, k_heads, v_heads = (part.transpose(1, 2) for part in (queries, keys, values))
+            out = F.scaled_dot_product_attention(q_heads, k_heads, v_heads, attn_mask=self._visible(), scale=mla.scale)
             return out.transpose(1, 2)
         scores = torch.einsum("bthd,bshd->bhts", queries, keys) * mla.scale
         return torch.einsum("bhts,bshd->bthd", self._with_indexer(scores, inputs), values)
