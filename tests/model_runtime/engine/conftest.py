@@ -10,6 +10,7 @@ import torch
 
 from v32.kernels.sample import counter_uniform, sample
 from v32.model_runtime.config import DeepseekV32Config, YarnScaling
+from v32.model_runtime.engine import Engine
 from v32.model_runtime.generators.generator import SamplingParams
 from v32.model_runtime.model.attention import FullAttention
 from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
@@ -82,3 +83,12 @@ def model() -> DeepseekV32ForCausalLM:
 @pytest.fixture(scope="session")
 def oracle(model: DeepseekV32ForCausalLM) -> Oracle:
     return Oracle(model)
+
+
+def generate_together(engine: Engine, prompts: list[list[int]], params: SamplingParams) -> list[list[int]]:
+    """What follows each prompt, all in one engine, whose pages are then in order."""
+    sequences = [engine.add(prompt, params) for prompt in prompts]
+    while engine.has_work:
+        engine.step()
+    engine.check_integrity()
+    return [sequence.token_ids[len(prompt) :] for sequence, prompt in zip(sequences, prompts)]

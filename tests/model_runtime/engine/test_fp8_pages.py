@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.model_runtime.engine.conftest import CONFIG
+from tests.model_runtime.engine.conftest import CONFIG, generate_together
 from v32.model_runtime.cache.pages import FP8_RECORDS, KVLayout
 from v32.model_runtime.config import DeepseekV32Config
 from v32.model_runtime.engine import Engine
@@ -18,6 +19,7 @@ from v32.model_runtime.model.mla import MLA
 from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
 
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=12)
+generate = partial(generate_together, params=GREEDY)
 PROMPTS = [torch.randint(0, 300, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (3, 50, 150)]
 
 
@@ -36,14 +38,6 @@ def engine_of(
 ) -> Engine:
     budget = pages * KVLayout.of_model(model.config, kv_dtype).page_bytes
     return Engine(model, kv_dtype=kv_dtype, kv_budget_bytes=budget, max_batch_tokens=max_batch_tokens, max_sequences=8)
-
-
-def generate(engine: Engine, prompts: list[list[int]], params: SamplingParams = GREEDY) -> list[list[int]]:
-    sequences = [engine.add(prompt, params) for prompt in prompts]
-    while engine.has_work:
-        engine.step()
-    engine.check_integrity()
-    return [sequence.token_ids[len(prompt) :] for sequence, prompt in zip(sequences, prompts)]
 
 
 def test_a_record_has_the_published_size() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from tests.model_runtime.engine.conftest import generate_together as generate
 from v32.kernels.native import library
 from v32.model_runtime.checkpoint import load_checkpoint
 from v32.model_runtime.checkpoint.source import embedded_checkpoint
@@ -40,20 +41,12 @@ def engine_of(model: DeepseekV32ForCausalLM, max_batch_tokens: int = 512) -> Eng
     return Engine(model, kv_budget_bytes=64 << 20, max_batch_tokens=max_batch_tokens, max_sequences=8)
 
 
-def generate(engine: Engine, prompts: list[list[int]], params: SamplingParams = GREEDY) -> list[list[int]]:
-    sequences = [engine.add(prompt, params) for prompt in prompts]
-    while engine.has_work:
-        engine.step()
-    engine.check_integrity()
-    return [sequence.token_ids[len(prompt) :] for sequence, prompt in zip(sequences, prompts)]
-
-
 def test_greedy_tokens_are_those_of_pytorch(
     model: DeepseekV32ForCausalLM, in_torch: DeepseekV32ForCausalLM, oracle: Oracle
 ) -> None:
     assert model.model.native is not None
     prompts = [oracle.random_ids(length, seed=length) for length in (1, 17, 39, 40, 41, 130, 300)]
-    assert generate(engine_of(model), prompts) == generate(engine_of(in_torch), prompts)
+    assert generate(engine_of(model), prompts, GREEDY) == generate(engine_of(in_torch), prompts, GREEDY)
 
 
 def test_tokens_do_not_depend_on_batches_and_chunks(model: DeepseekV32ForCausalLM, oracle: Oracle) -> None:
