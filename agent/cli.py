@@ -15,7 +15,6 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from importlib.metadata import version
 
 COMMANDS = {
     "run": "answer one question",
@@ -60,11 +59,21 @@ def _command(argv: Sequence[str]) -> str:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"v32 {version('v32')}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     for name, words in COMMANDS.items():
         commands.add_parser(name, help=words, add_help=False)
     return str(parser.parse_args(argv).command)
+
+
+class _Version(argparse.Action):
+    """The package's metadata is read when it is asked for, not at every start."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"v32 {version('v32')}")
+        parser.exit()
 
 
 def _follow(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
