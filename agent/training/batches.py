@@ -5,7 +5,7 @@ Nothing of the stream has to be saved to resume it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
@@ -13,12 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from v32.agent.tasks.kinds import FIRST_LESSONS, TaskKind, kinds_for
+from v32.agent.tasks.kinds import FIRST_LESSONS, RECORD_KINDS, TaskKind, kinds_for
 from v32.agent.tasks.names import Split
 from v32.agent.tasks.task import Task, Toolset
 from v32.agent.tasks.toolbox import MAX_HITS, record_tool
 from v32.agent.tasks.toolsets import INSTRUCTIONS, builtin_toolset, random_toolset, record_toolset
-from v32.agent.training.demonstrations import Demonstration, demonstrate, preamble
+from v32.agent.training.demonstrations import Demonstration, demonstrate, preamble, tools_listed
 from v32.agent.training.offer import builtin_specs, spec_of
 from v32.model_runtime.encoding.tokenizer import ChatTokenizer
 from v32.model_runtime.messages import ToolSpec
@@ -36,8 +36,8 @@ WEIGHTS = {
     "two_calls": 1.5,
 }
 """How often a kind is drawn; 1 where nothing is said."""
-RECORD_BATCHES = 3
-"""A step."""
+OWN_TOOLS_LENGTH = 520
+"""The bound of a dialogue that has its tools in front, these included."""
 SEARCH_DEPTHS = (3, 3, 5)
 """Search results per call, one choice a batch."""
 
@@ -73,16 +73,16 @@ class Batches:
     """Only these, and no tools preamble, where any are given."""
 
     def step(self, number: int, *, first_lessons: bool = False) -> list[PackedBatch]:
-        """What one step of training averages over: built-in tools in one batch, record tools in small ones, because
-        what those teach is to read the preamble, and a batch has one."""
+        """What one step of training averages over: built-in tools in one batch, record tools in a small one, and a
+        batch with other tools in front of each dialogue, because what those teach is to read what is offered."""
         random = self._random("step", number)
         if self.toolless_kinds:
             return [self._packed(random, Toolset(()), self.toolless_kinds, [self.tokenizer.bos_id], MAX_HITS, 1)]
         if first_lessons:
             tools = Toolset(("search", "python"))
             return [self._packed(random, tools, FIRST_LESSONS, [self.tokenizer.bos_id], 3, 2)]
-        toolsets = [builtin_toolset(random), *(record_toolset(random) for _ in range(RECORD_BATCHES))]
-        return [self._offering(random, toolset) for toolset in toolsets]
+        shared = [self._offering(random, toolset) for toolset in (builtin_toolset(random), record_toolset(random))]
+        return [*shared, self._each_with_own_tools(random)]
 
     def batch(self, number: int) -> PackedBatch:
         """One batch of any kind, for evaluation."""
@@ -108,18 +108,46 @@ class Batches:
         max_hits: int,
         divisor: int,
     ) -> PackedBatch:
-        tokens = self.tokens // divisor
-        weights = [WEIGHTS.get(kind.__name__, 1.0) for kind in kinds]
+        def draw() -> tuple[Task, Demonstration]:
+            task = _any_of(kinds, random)(random, self.split, toolset)
+            return task, demonstrate(task, self.tokenizer, max_hits)
+
+        return self._pooled(random, draw, prefix, self.tokens // divisor, self.max_length)
+
+    def _each_with_own_tools(self, random: Random) -> PackedBatch:
+        """Dialogues that each begin with a list of tools, without the explanation of calls that is always the same:
+        many toolsets for the price of few preambles."""
+
+        def draw() -> tuple[Task, Demonstration]:
+            toolset, max_hits = record_toolset(random), random.choice(SEARCH_DEPTHS)
+            task = random.choice(RECORD_KINDS)(random, self.split, toolset)
+            listed = tools_listed(specs_of(toolset, max_hits), self.tokenizer)
+            return task, demonstrate(task, self.tokenizer, max_hits).after(listed)
+
+        return self._pooled(random, draw, [self.tokenizer.bos_id], self.tokens, OWN_TOOLS_LENGTH)
+
+    def _pooled(
+        self,
+        random: Random,
+        draw: Callable[[], tuple[Task, Demonstration]],
+        prefix: list[int],
+        tokens: int,
+        max_length: int,
+    ) -> PackedBatch:
+        """As many of the drawn dialogues as fit into `tokens`, of about one length."""
         pool: list[tuple[Task, Demonstration]] = []
         size = 0
         while size < POOL * tokens:
-            task = random.choices(kinds, weights)[0](random, self.split, toolset)
-            demo = demonstrate(task, self.tokenizer, max_hits)
-            if len(demo.token_ids) <= self.max_length:
-                pool.append((task, demo))
-                size += len(demo.token_ids)
+            pair = draw()
+            if _length(pair) <= max_length:
+                pool.append(pair)
+                size += _length(pair)
         pool.sort(key=_length)
         return _pack(_neighbours(random, pool, tokens), prefix, self.tokenizer.eos_id)
+
+
+def _any_of(kinds: Sequence[TaskKind], random: Random) -> TaskKind:
+    return random.choices(kinds, [WEIGHTS.get(kind.__name__, 1.0) for kind in kinds])[0]
 
 
 def _neighbours(

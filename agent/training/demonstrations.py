@@ -23,10 +23,21 @@ class Demonstration:
     token_ids: list[int]
     is_written: list[bool]
 
+    def after(self, token_ids: list[int]) -> Demonstration:
+        """The same behind tokens that the model does not write."""
+        return Demonstration([*token_ids, *self.token_ids], [False] * len(token_ids) + self.is_written)
+
 
 def preamble(specs: Sequence[ToolSpec], tokenizer: ChatTokenizer, instructions: str | None = None) -> list[int]:
     """What stands before the first user message: begin of sentence, instructions, tools."""
     return tokenizer.encode_segments(encode_segments([system_message(specs, instructions)], "thinking"))
+
+
+def tools_listed(specs: Sequence[ToolSpec], tokenizer: ChatTokenizer) -> list[int]:
+    """The end of the preamble, from its last control token on: the schemas, without the explanation of calls."""
+    segments = encode_segments([system_message(specs, None)], "thinking")
+    last = max(i for i, segment in enumerate(segments) if segment.is_control)
+    return tokenizer.encode_segments(segments[last + 1 :])
 
 
 def system_message(specs: Sequence[ToolSpec], instructions: str | None = None) -> dict[str, Any]:

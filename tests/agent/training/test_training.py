@@ -6,6 +6,7 @@ import copy
 import json
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -62,10 +63,28 @@ def test_a_batch_depends_on_its_number_alone(small_tokenizer: ChatTokenizer) -> 
 def test_a_step_averages_over_builtin_and_record_tools(small_tokenizer: ChatTokenizer) -> None:
     batches = Batches(small_tokenizer, 0)
     kinds = [set(batch.kinds) for number in range(6) for batch in batches.step(number)]
-    builtin, records = set().union(*kinds[::4]), set().union(*kinds[1::4], *kinds[2::4], *kinds[3::4])
+    builtin, records = set().union(*kinds[::3]), set().union(*kinds[1::3], *kinds[2::3])
     assert {"lookup", "arithmetic"} <= builtin
     assert not builtin & {"own_tool", "error_retry"}
     assert {"own_tool", "error_retry"} <= records
+
+
+def test_each_dialogue_of_a_batch_can_have_tools_of_its_own(small_tokenizer: ChatTokenizer) -> None:
+    """Listed as the preamble lists them, from its last control token on; the model calls one of them."""
+    batch = Batches(small_tokenizer, 0).step(0)[-1]
+    assert batch.prefix_ids.tolist() == [small_tokenizer.bos_id]
+    texts = [small_tokenizer.decode(row.tolist()) for row in batch.input_ids]
+    offers = [text.partition("<functions>\n")[2].partition("\n</functions>")[0] for text in texts]
+    assert len(set(offers)) == len(offers) > 1
+    for text, offer in zip(texts, offers):
+        called = text.partition('invoke name="')[2].partition('"')[0]
+        assert called in [json.loads(line)["name"] for line in offer.splitlines()]
+        assert text[: text.index("<｜User｜>")] in encode_messages([_offering(offer)], "thinking")
+
+
+def _offering(listed: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": json.loads(line)} for line in listed.splitlines()]
+    return {"role": "system", "content": "", "tools": tools}
 
 
 def test_labels_are_the_next_tokens(small_tokenizer: ChatTokenizer) -> None:
