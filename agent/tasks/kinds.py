@@ -168,9 +168,9 @@ def chat(random: Random, split: Split, toolset: Toolset) -> Task:
         question = phrase(random, split, phrasing.INTRODUCTIONS, n=who)
         turn = Turn(question, (), f"The user is called {who}.", f"Nice to meet you, {who}!")
     else:
-        form, answer = random.choice(phrasing.CHAT)
+        form, reasoning, answer = random.choice(phrasing.CHAT)
         question = phrase(random, split, (form,))
-        turn = Turn(question, (), "I need no tool.", answer)
+        turn = Turn(question, (), reasoning, answer)
     return Task("chat", (turn,), (), toolset.builtin, toolset.records)
 
 
