@@ -23,6 +23,8 @@ from v32.sandboxes.verdict import Measured, judge
 
 MAX_CODE_BYTES = 8 << 20
 MAX_STDIN_BYTES = 64 << 20
+INTERRUPT_SECONDS = 4.0
+"""How long the supervisor may take to pass an interrupt on; the grace of the code begins when it has."""
 BURY_SECONDS = 8.0
 """After a kill, how long the supervisor may take to answer before it is killed itself."""
 
@@ -80,6 +82,7 @@ class SupervisedSandbox:
         self._call: _Call | None = None
         self._names = 0
         self._obituary = ""
+        self._has_untold_loss = False
 
     @property
     def enforced(self) -> Enforcement:
@@ -119,6 +122,7 @@ class SupervisedSandbox:
             async with aclosing(self._chunks(call)) as chunks:  # left early, it must end the call before the next
                 async for chunk in chunks:
                     yield chunk
+            self._tell_loss(call)
         yield self._cell_result(call) if is_python else self._exec_result(call)
 
     async def cancel(self) -> None:
@@ -126,8 +130,7 @@ class SupervisedSandbox:
         call = self._call
         if call is None:
             return
-        call.measured.is_cancelled = True
-        call.deadline = anyio.current_time()
+        self._hurry(call)
         self._channel.wake()
         await call.ended.wait()
 
@@ -153,6 +156,7 @@ class SupervisedSandbox:
     async def reset(self, *, files: Literal["keep", "wipe"] = "keep") -> None:
         """A new interpreter; with `wipe` an empty workspace too. Checkpoints stay."""
         await self._order(b"restart", b"1" if files == "wipe" else b"0")
+        self._has_untold_loss = False
 
     async def checkpoint(self) -> str:
         """Remember interpreter and variables; returns an id for `rollback`. Costs a fork; files are not remembered."""
@@ -163,6 +167,7 @@ class SupervisedSandbox:
     async def rollback(self, checkpoint: str) -> None:
         """Go back to the variables of a checkpoint; it stays and can be used again."""
         await self._order(b"wake", checkpoint.encode())
+        self._has_untold_loss = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -209,6 +214,7 @@ class SupervisedSandbox:
             call = self._begin(frame, kind, timeout)
             async for _ in self._chunks(call):
                 pass
+            self._tell_loss(call)
         return call
 
     async def _order(self, verb: bytes, *arguments: bytes) -> None:
@@ -258,10 +264,15 @@ class SupervisedSandbox:
 
     async def _abort(self, call: _Call) -> None:
         """The caller has gone: interrupt, kill, bury, without it."""
-        call.measured.is_cancelled = True
-        call.deadline = anyio.current_time()
+        self._hurry(call)
         while not call.done:
             await self._advance(call)
+
+    def _hurry(self, call: _Call) -> None:
+        """The time of the call is over now, unless it is being stopped already, or is a short one of our own."""
+        call.measured.is_cancelled = True
+        if not call.measured.was_interrupted and call.measured.kind != "order":
+            call.deadline = anyio.current_time()
 
     async def _advance(self, call: _Call) -> list[OutputChunk]:
         """Wait for the next frames or the next deadline and act on them."""
@@ -280,13 +291,18 @@ class SupervisedSandbox:
         return chunks
 
     def _take(self, call: _Call, fields: list[bytes]) -> OutputChunk | None:
-        if len(fields) < 4 or fields[1] != call.name:
+        if len(fields) < 2 or fields[1] != call.name:
+            return None
+        if fields[0] == b"interrupted":
+            if not call.measured.was_killed:
+                call.deadline = anyio.current_time() + self._policy.grace_seconds
             return None
         if fields[0] == b"done":
             measured = call.measured
             measured.how, measured.detail = fields[2].decode("ascii", "replace"), fields[3]
             lost, measured.late_bytes, measured.anomalies, memory = (int(number) for number in fields[4:8])
-            measured.lost_variables, measured.is_over_memory = bool(lost), bool(memory)
+            measured.is_over_memory = bool(memory)
+            self._has_untold_loss = self._has_untold_loss or bool(lost)
             call.done = True
             return None
         is_error = fields[2] == b"2"
@@ -303,7 +319,7 @@ class SupervisedSandbox:
         if not measured.was_interrupted and measured.kind != "order":
             measured.was_interrupted = True
             self._channel.send(b"interrupt", call.name)
-            call.deadline = anyio.current_time() + self._policy.grace_seconds
+            call.deadline = anyio.current_time() + INTERRUPT_SECONDS
         elif not measured.was_killed and measured.kind != "order":
             measured.was_killed = True
             self._channel.send(b"kill", call.name)
@@ -322,6 +338,10 @@ class SupervisedSandbox:
         measured.is_over_memory = measured.is_over_memory or self._jail.memory_strikes() > call.memory_strikes
         measured.hit_process_limit = self._jail.process_strikes() > call.process_strikes
         measured.disk_is_full = self._files.is_full()
+
+    def _tell_loss(self, call: _Call) -> None:
+        """Variables that were lost unseen (by a call whose caller has gone) are told with the next result."""
+        call.measured.lost_variables, self._has_untold_loss = self._has_untold_loss, False
 
     def _require_open(self) -> None:
         if self._obituary:

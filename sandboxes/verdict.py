@@ -92,6 +92,8 @@ def _sentence(status: Status, call: Measured, policy: SandboxPolicy) -> str:
 def _fate(status: Status, state: State, call: Measured) -> str:
     if call.how == "dead":
         return "The sandbox is gone with its variables and files."
+    if state == "lost" and call.how in ("value", "none", "error"):  # the interpreter that answered is there
+        return "The variables of earlier calls were lost before this one; files in /workspace are kept."
     if state == "lost":
         restarted = "It did not react to the interrupt, so Python was restarted: v" if call.was_killed else "V"
         return f"{restarted}ariables are lost, files in /workspace are kept."

@@ -11,6 +11,7 @@ everything else. One call at a time:
                    interrupt id | kill id          while a call runs; stale ids are ignored
     here -> host   ready                           said by boot.py
                    out id stream data
+                   interrupted id                  the signal is sent: from now on the code is to blame for delay
                    done id how detail lost late anomalies memory
 
 `how` is one of value, none, error, exit, signal, died, ok, failed. `lost` is 1 when an interpreter with variables
@@ -300,6 +301,7 @@ class Supervisor:
             return
         if frame[0] == b"interrupt":
             signal_group(call.pid, _signal.SIGINT)
+            self._send(b"interrupted", call.name)
         else:
             signal_group(call.pid, _signal.SIGKILL)
             self._sweep(spared=self._interpreters.pids() - {call.pid})

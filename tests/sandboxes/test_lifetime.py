@@ -163,6 +163,39 @@ def test_a_dead_supervisor_ends_the_call_and_the_session_with_the_truth() -> Non
     anyio.run(run)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["timeout", "cancel", "cancel twice"])
+def test_what_the_machine_is_late_is_not_taken_from_the_grace_of_the_code(how: str) -> None:
+    """Nothing of the sandbox runs while it is stopped and then interrupted, as if others had all processors."""
+
+    async def run() -> None:
+        policy = SandboxPolicy(wall_seconds=0.3 if how == "timeout" else 60.0)
+        results: list[CellResult] = []
+        async with open_sandbox(policy) as sandbox, anyio.create_task_group() as group:
+
+            async def call() -> None:
+                results.append(await sandbox.run_python("import time; time.sleep(60)"))
+
+            await sandbox.run_python("x = 1")
+            stopped = supervisors(of=os.getpid())
+            group.start_soon(call)
+            await anyio.sleep(0.2)
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+            for _ in range(("timeout", "cancel", "cancel twice").index(how)):
+                group.start_soon(sandbox.cancel)
+                await anyio.sleep(0.1)
+            await anyio.sleep(1.5)
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+            while not results:
+                await anyio.sleep(0.01)
+            assert (results[0].status, results[0].state) == ("timeout" if how == "timeout" else "cancelled", "kept")
+            assert (await sandbox.run_python("x")).value == "1"
+
+    anyio.run(run)
+
+
 @pytest.mark.parametrize("seconds", [0.0, 0.005, 0.02, 0.05, 0.1])
 def test_cancelling_while_it_opens_leaves_nothing(seconds: float) -> None:
     before = groups(os.getpid()), len(os.listdir("/proc/self/fd"))

@@ -135,7 +135,7 @@ def test_code_that_does_not_listen_is_killed_and_the_loss_is_told(session: Sessi
         start = time.monotonic()
         stopped = await sandbox.run_python(
             "import signal\nz = 1\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('partial')\nwhile True: pass",
-            timeout=0.4,
+            timeout=1.0,
         )
         assert time.monotonic() - start < 10
         assert (stopped.status, stopped.state, stopped.stdout) == ("timeout", "lost", b"partial\n")
@@ -223,6 +223,39 @@ def test_a_cancelled_task_leaves_a_sandbox_that_works(session: Session) -> None:
         assert (await sandbox.run_python("k")).value == "1"
 
     session(body, QUICK)
+
+
+def test_a_loss_that_nobody_saw_is_told_with_the_next_result(session: Session) -> None:
+    deaf = "while True:\n    try:\n        while True: print('deaf', flush=True)\n    except BaseException: pass"
+
+    async def body(sandbox: SupervisedSandbox) -> None:
+        async def lose() -> None:
+            stream = sandbox.stream("python", deaf)
+            await anext(stream)
+            await stream.aclose()
+
+        await lose()
+        told = await sandbox.run_python("6*7")
+        assert (told.value, told.status, told.state) == ("42", "ok", "lost")
+        assert told.notice.startswith("The variables of earlier calls were lost")
+        assert (await sandbox.run_python("1")).state == "kept"
+        await lose()
+        assert (await sandbox.bash("true")).state == "lost"
+        await lose()
+        await sandbox.reset()
+        assert (await sandbox.bash("true")).state == "kept"
+
+    session(body, SandboxPolicy(grace_seconds=0.2))
+
+
+def test_a_loss_between_the_calls_is_told_after_a_checkpoint_too(session: Session) -> None:
+    async def body(sandbox: SupervisedSandbox) -> None:
+        await sandbox.run_python("import threading, os\nthreading.Timer(0.1, os._exit, [7]).start()")
+        await anyio.sleep(0.5)
+        await sandbox.checkpoint()
+        assert (await sandbox.run_python("1")).state == "lost"
+
+    session(body)
 
 
 def test_calls_take_turns(session: Session) -> None:

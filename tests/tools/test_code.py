@@ -90,7 +90,7 @@ def test_what_the_model_reads_of_a_command() -> None:
 
 @pytest.fixture
 async def tools(anyio_backend: str) -> AsyncIterator[Toolset]:
-    session = CodeSession(SandboxPolicy(wall_seconds=1.0, grace_seconds=0.3))
+    session = CodeSession(SandboxPolicy(wall_seconds=1.0))
     try:
         await session.sandbox("probe")
     except SandboxUnavailable as error:
