@@ -27,8 +27,17 @@ from v32.tools.web.cassette import Cassette
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
-# Addresses that carry an IPv4 address inside and would be translated on the way: NAT64, 6to4, Teredo.
-_TRANSLATED = tuple(ipaddress.ip_network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"))
+# Of IPv6 only this part is given out to anybody; of it and of IPv4, what IANA's special-purpose registries hold is not
+# the public's. A table of our own, because that of `ipaddress` changes with the version of Python.
+_GIVEN_OUT = ipaddress.ip_network("2000::/3")
+_SPECIAL = tuple(ipaddress.ip_network(network) for network in (
+    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+    "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
+    "224.0.0.0/3",  # multicast, reserved, broadcast
+    "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20",  # protocols and Teredo, documentation, 6to4, documentation
+))  # fmt: skip
+MAX_ADDRESSES = 4
+"""Of one name, tried in turn."""
 _REDIRECTS = {301, 302, 303, 307, 308}
 
 
@@ -51,9 +60,8 @@ class FetchPolicy:
         plain = getattr(address, "ipv4_mapped", None) or address
         if any(plain in ipaddress.ip_network(net) for net in self.allowed_networks):
             return True
-        if any(plain in network for network in _TRANSLATED):
-            return False
-        return plain.is_global and not plain.is_multicast and not plain.is_reserved
+        is_given_out = plain.version == 4 or plain in _GIVEN_OUT
+        return is_given_out and not any(plain in network for network in _SPECIAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +124,8 @@ class Fetcher:
         addresses = await self._resolve(host, port)
         headers = {"Host": _netloc(host, port, scheme), "User-Agent": self.policy.user_agent, "Accept-Encoding": "gzip"}
         self._tls = self._tls or httpx.create_ssl_context(trust_env=False)  # takes longer than most fetches
-        async with httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=self.policy.seconds) as client:
+        timeout = httpx.Timeout(self.policy.seconds, connect=self.policy.seconds / len(addresses))
+        async with httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=timeout) as client:
             for last, address in ((address is addresses[-1], address) for address in addresses):
                 request = client.build_request(
                     "GET",
@@ -126,9 +135,10 @@ class Fetcher:
                 )
                 try:
                     response = await client.send(request, stream=True)
-                except httpx.ConnectError as error:
+                except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                     if last:
-                        raise ToolError(f"{url[:200]} cannot be reached: {error}") from error
+                        reason = str(error) or "no answer"
+                        raise ToolError(f"{url[:200]} cannot be reached: {reason}") from error
                     continue
                 except (httpx.HTTPError, httpx.InvalidURL) as error:
                     raise ToolError(f"{url[:200]} cannot be fetched: {error or type(error).__name__}") from error
@@ -148,7 +158,7 @@ class Fetcher:
         for address in addresses:
             if not self.policy.allows(address):
                 raise ToolError(f"{host[:200]} is at {address}, which is not a public address; it may not be opened")
-        return list(dict.fromkeys(addresses))
+        return list(dict.fromkeys(addresses))[:MAX_ADDRESSES]
 
     async def _receive(self, url: str, response: httpx.Response) -> tuple[Fetched, str | None]:
         location = response.headers.get("location")
@@ -203,7 +213,7 @@ def _taken_apart(url: str) -> tuple[str, str, int, str]:
     scheme = parts.scheme.lower()
     if scheme not in ("http", "https"):
         raise ToolError(f"{url[:200]!r} is no http or https address")
-    if not host or parts.username is not None or any(ord(char) <= 32 for char in parts.netloc):
+    if not host or port == 0 or parts.username is not None or any(ord(char) <= 32 for char in parts.netloc):
         raise ToolError(f"{url[:200]!r} is no plain web address; write https://host/path")
     target = urlunsplit(("", "", parts.path or "/", parts.query, ""))
     return scheme, host, port or (443 if scheme == "https" else 80), target

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
 import ipaddress
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,34 @@ async def test_addresses_that_are_not_public_are_refused(host: str) -> None:
         await Fetcher().fetch(f"http://{host}/latest/meta-data")
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700:4700::1111", "::ffff:8.8.8.8"])
+# The special-purpose registries of IANA, what is multicast, and what was site-local: first and last address count.
+SPECIAL = (
+    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+    "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
+    "224.0.0.0/4", "240.0.0.0/4", "255.255.255.255/32", "::/128", "::1/128", "::/96", "::ffff:0:0:0/96",
+    "64:ff9b::/96", "64:ff9b:1::/48", "100::/64", "100:0:0:1::/64", "2001::/23", "2001::/32", "2001:2::/48",
+    "2001:10::/28", "2001:20::/28", "2001:30::/28", "2001:db8::/32", "2002::/16", "3fff::/20", "5f00::/16", "fc00::/7",
+    "fe80::/10", "fec0::/10", "ff00::/8",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("network", SPECIAL)
+def test_no_special_purpose_network_is_public(network: str) -> None:
+    net = ipaddress.ip_network(network)
+    for address in (net[0], net[net.num_addresses // 2], net[-1]):
+        assert not FetchPolicy().allows(address), address
+        if address.version == 4:
+            assert not FetchPolicy().allows(ipaddress.ip_address(f"::ffff:{address}")), address
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "1.0.0.0", "8.8.8.8", "9.255.255.255", "100.63.255.255", "100.128.0.0", "172.15.255.255", "172.32.0.0",
+        "191.255.255.255", "192.0.1.0", "192.167.255.255", "223.255.255.255", "::ffff:8.8.8.8", "2001:200::",
+        "2606:4700:4700::1111", "2a00:1450:4001::200e", "2001:4860:4860::8888",
+    ],
+)  # fmt: skip
 def test_public_addresses_are_allowed(address: str) -> None:
     assert FetchPolicy().allows(ipaddress.ip_address(address))
 
@@ -54,6 +83,34 @@ async def test_the_connection_goes_to_the_checked_address(site: Any) -> None:
     fetched = await Fetcher(LOCAL, resolve=resolve).fetch(f"http://rebind.test:{site.port}/")
     assert fetched.body == b"<p>hello</p>"
     assert site.requests[0].headers["host"] == f"rebind.test:{site.port}"
+
+
+async def test_where_the_first_address_refuses_the_second_is_asked(site: Any) -> None:
+    async def resolve(host: str, port: int) -> list[str]:
+        return ["127.9.9.9", "127.9.9.9", "127.0.0.1"]
+
+    site.page("/", "there")
+    fetched = await Fetcher(LOCAL, resolve=resolve).fetch(f"http://many.test:{site.port}/")
+    assert (fetched.body, len(site.requests)) == (b"there", 1)
+
+
+async def test_where_the_first_address_is_silent_the_second_is_asked(site: Any) -> None:
+    """A listener whose queue is full answers no connection attempt."""
+    with contextlib.ExitStack() as stack:
+        silent = stack.enter_context(socket.socket())
+        silent.bind(("127.0.0.2", site.port))
+        silent.listen(0)
+        for _ in range(2):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(("127.0.0.2", site.port))
+
+        async def resolve(host: str, port: int) -> list[str]:
+            return ["127.0.0.2", "127.0.0.1"]
+
+        site.page("/", "there")
+        policy = FetchPolicy(allowed_networks=("127.0.0.0/8",), seconds=2.0)
+        assert (await Fetcher(policy, resolve=resolve).fetch(f"http://many.test:{site.port}/")).body == b"there"
 
 
 async def test_every_redirect_is_checked(site: Any) -> None:
@@ -86,6 +143,11 @@ async def test_every_redirect_is_checked(site: Any) -> None:
 async def test_odd_addresses_are_refused_in_words(url: str) -> None:
     with pytest.raises(ToolError):
         await Fetcher(FetchPolicy(seconds=5.0)).fetch(url)
+
+
+async def test_port_0_is_not_taken_for_the_usual_one() -> None:
+    with pytest.raises(ToolError, match="is no plain web address"):
+        await Fetcher(LOCAL).fetch("http://127.0.0.1:0/")
 
 
 async def test_names_in_any_script_are_asked_for_in_their_ascii_form(site: Any) -> None:
