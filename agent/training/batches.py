@@ -51,6 +51,17 @@ class PackedBatch(NamedTuple):
     kinds: list[str]
 
     @property
+    def token_ids(self) -> Tensor:
+        """int64 [P + B * T]: the prefix, then the dialogues one after another."""
+        return torch.cat((self.prefix_ids, self.input_ids.flatten()))
+
+    @property
+    def positions(self) -> Tensor:
+        """int64 [P + B * T]: every dialogue goes on where the prefix ends."""
+        prefix, (count, length) = len(self.prefix_ids), self.input_ids.shape
+        return torch.cat((torch.arange(prefix), torch.arange(prefix, prefix + length).repeat(count)))
+
+    @property
     def num_written(self) -> int:
         return int((self.labels != IGNORED).sum())
 

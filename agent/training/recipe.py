@@ -15,7 +15,8 @@ from v32.agent.tasks.toolsets import INSTRUCTIONS, random_toolset
 from v32.agent.training.batches import specs_of
 from v32.agent.training.demonstrations import conversation, system_message
 from v32.agent.training.initialization import initialize
-from v32.agent.training.trainer import Stage, Trainer
+from v32.agent.training.stage import Stage
+from v32.agent.training.trainer import Trainer
 from v32.agent.training.vocabulary import save_tokenizer, train_tokenizer
 from v32.model_runtime.checkpoint.manifest import Variant
 from v32.model_runtime.checkpoint.writer import Precision, write_checkpoint

@@ -1,9 +1,4 @@
-"""The training loop: stages of the report on batches of demonstrations, resumable at any step.
-
-    dense    every parameter but the indexer, dense attention
-    warmup   only the indexer, towards the dense attention (report section 2.1.1)
-    sparse   every parameter, top-k attention; the indexer learns on the selected positions
-    mtp      only the multi-token prediction module, on the frozen model
+"""The training loop: stages on batches of demonstrations, resumable at any step.
 
 What is saved is the model, the optimisers, the stage and the step; batches are addressed by number.
 """
@@ -15,63 +10,23 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from v32.agent.tasks.kinds import KINDS, TaskKind
-from v32.agent.training.batches import IGNORED, Batches, PackedBatch
+from v32.agent.training.batches import Batches, PackedBatch
 from v32.agent.training.data_parallel import Ranks
-from v32.agent.training.muon import Muon
-from v32.agent.training.packed_attention import AttentionMode, PackedAttention
+from v32.agent.training.objective import Losses, Objective
+from v32.agent.training.packed_attention import AttentionMode
+from v32.agent.training.stage import Stage, optimizers
 from v32.model_runtime.encoding.tokenizer import ChatTokenizer
 from v32.model_runtime.model.moe import MoE
 from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
-
-StageName = Literal["dense", "warmup", "sparse", "mtp"]
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """`muon_lr` for matrices, `adam_lr` for the rest; the `lesson_steps` first steps are copying lessons."""
-
-    name: StageName
-    steps: int
-    muon_lr: float
-    adam_lr: float
-    warm_steps: int = 40
-    decay_share: float = 0.4
-    final_lr: float = 0.02
-    lesson_steps: int = 0
-
-    def learning_rate_factor(self, step: int) -> float:
-        """Linear warm-up, a plateau, linear decay over the last `decay_share` of the steps."""
-        rise = min(1.0, (step + 1) / self.warm_steps)
-        fall = min(1.0, (self.steps - step) / (self.steps * self.decay_share))
-        return rise * (self.final_lr + (1 - self.final_lr) * fall)
-
-
-@dataclass(frozen=True, slots=True)
-class Losses:
-    """What one step computed; `correct` of the `written` tokens were the likeliest."""
-
-    language: float
-    index: float
-    correct: int
-    written: int
-
-    @classmethod
-    def mean(cls, parts: Sequence[Losses]) -> Losses:
-        """Weighted by what was written."""
-        written = sum(part.written for part in parts)
-        language = sum(part.language * part.written for part in parts) / written
-        index = sum(part.index * part.written for part in parts) / written
-        return cls(language, index, sum(part.correct for part in parts), written)
 
 
 class Trainer:
@@ -97,7 +52,8 @@ class Trainer:
         self.held_out = replace(self.batches, split="held-out")
         self.save_every, self.evaluate_every, self.evaluation_batches = save_every, evaluate_every, evaluation_batches
         self.stage_idx, self.step, self.tokens_seen, self.seconds = 0, 0, 0, 0.0
-        self.optimizers = self._optimizers()
+        self.objective = Objective(model)
+        self.optimizers = optimizers(model, stages[0])
         self._resume()
 
     def run(self) -> None:
@@ -106,7 +62,7 @@ class Trainer:
             self._run_stage(self.stages[self.stage_idx])
             self.stage_idx, self.step = self.stage_idx + 1, 0
             if self.stage_idx < len(self.stages):
-                self.optimizers = self._optimizers()
+                self.optimizers = optimizers(self.model, self.stages[self.stage_idx])
             self._save()
         self.ranks.close()
 
@@ -149,58 +105,13 @@ class Trainer:
         written = sum(batch.num_written for batch in batches)
         parts, loads = [], [torch.zeros(layer.gate.config.n_routed_experts) for layer in self._expert_layers()]
         for batch in batches:
-            total, losses = self._losses(stage, batch)
+            total, losses = self.objective.losses(stage.name, batch, self.step)
             (total * (batch.num_written / written)).backward()
             parts.append(losses)
             for load, layer in zip(loads, self._expert_layers()):
                 assert layer.last_routing is not None
                 load += torch.bincount(layer.last_routing.flatten(), minlength=len(load))
         return Losses.mean(parts), loads
-
-    def _losses(self, stage: Stage, batch: PackedBatch) -> tuple[Tensor, Losses]:
-        """What to minimise, and what to report."""
-        if stage.name == "mtp":
-            return self._draft_losses(batch)
-        attention = self._attention(stage.name, batch)
-        hidden = self._hidden(batch, attention)
-        targets = batch.labels.flatten()
-        written = (targets != IGNORED).nonzero()[:, 0]
-        logits = self.model.compute_logits(hidden[len(batch.prefix_ids) :][written])
-        language = F.cross_entropy(logits, targets[written])
-        correct = int((logits.argmax(-1) == targets[written]).sum())
-        total = {"dense": language, "warmup": attention.index_loss, "sparse": language + attention.index_loss}
-        index = float(attention.index_loss.detach())
-        return total[stage.name], Losses(language.item(), index, correct, len(written))
-
-    def _draft_losses(self, batch: PackedBatch) -> tuple[Tensor, Losses]:
-        """The draft layer sees the hidden state of t and the token t + 1, and predicts the token t + 2."""
-        with torch.no_grad():
-            hidden = self._hidden(batch, self._attention("sparse", batch))
-        prefix, (count, length) = len(batch.prefix_ids), batch.input_ids.shape
-        following = torch.cat((batch.prefix_ids[1:], batch.input_ids[0, :1], _shifted(batch.input_ids).flatten()))
-        targets = torch.full_like(batch.labels, IGNORED)
-        targets[:, :-1] = batch.labels[:, 1:]
-        positions = _positions(prefix, count, length)
-        cos, sin = self.model.model.rotary(positions)
-        layer = self.model.mtp_layers[0]
-        attention = self._attention("sparse", batch)
-        _, logits = layer.draft(hidden, following, positions, cos, sin, attention)
-        flat = targets.flatten()
-        written = (flat != IGNORED).nonzero()[:, 0]
-        logits = logits[prefix:][written]
-        loss = F.cross_entropy(logits, flat[written])
-        correct = int((logits.argmax(-1) == flat[written]).sum())
-        index = float(attention.index_loss.detach())
-        return loss + attention.index_loss, Losses(loss.item(), index, correct, len(written))
-
-    def _hidden(self, batch: PackedBatch, attention: PackedAttention) -> Tensor:
-        token_ids = torch.cat((batch.prefix_ids, batch.input_ids.flatten()))
-        return self.model(token_ids, _positions(len(batch.prefix_ids), *batch.input_ids.shape), attention)
-
-    def _attention(self, mode: AttentionMode, batch: PackedBatch) -> PackedAttention:
-        taught = self.step % len(batch.input_ids) if mode == "sparse" else None
-        topk = self.model.config.index_topk
-        return PackedAttention(len(batch.prefix_ids), *batch.input_ids.shape, mode=mode, index_topk=topk, taught=taught)
 
     def _balance_experts(self, loads: list[Tensor], rate: float) -> None:
         """Auxiliary-loss-free balancing: the bias of an expert rises while it is used less than the average."""
@@ -211,22 +122,6 @@ class Trainer:
     def _expert_layers(self) -> list[MoE]:
         layers = self.model.model.layers[: self.model.config.num_hidden_layers]
         return [layer.mlp for layer in layers if isinstance(layer.mlp, MoE)]
-
-    def _optimizers(self) -> list[torch.optim.Optimizer]:
-        stage = self.stages[self.stage_idx]
-        matrices: list[Tensor] = []
-        others: list[Tensor] = []
-        for name, param in _trained(self.model, stage.name):
-            (matrices if _is_for_muon(name, param) else others).append(param)
-        optimizers: list[torch.optim.Optimizer] = []
-        if matrices:
-            optimizers.append(Muon(matrices, stage.muon_lr))
-        if others:
-            optimizers.append(torch.optim.AdamW(others, lr=stage.adam_lr, betas=(0.9, 0.98), weight_decay=0.0))
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["peak_lr"] = group["lr"]
-        return optimizers
 
     def _groups(self) -> Iterator[dict[str, Any]]:
         for optimizer in self.optimizers:
@@ -243,9 +138,7 @@ class Trainer:
         seen: Counter[str] = Counter()
         for number in range(self.evaluation_batches):
             batch = self.held_out.batch(number)
-            hidden = self._hidden(batch, self._attention(mode, batch))[len(batch.prefix_ids) :]
-            choice = self.model.compute_logits(hidden).argmax(-1).view_as(batch.labels)
-            is_exact = ((choice == batch.labels) | (batch.labels == IGNORED)).all(-1)
+            is_exact = self.objective.is_exact(mode, batch)
             seen.update(batch.kinds)
             exact.update(kind for kind, ok in zip(batch.kinds, is_exact.tolist()) if ok)
         names = [kind.__name__ for kind in self.batches.toolless_kinds or KINDS]
@@ -283,7 +176,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.stage_idx, self.step, self.tokens_seen, self.seconds = state["position"]
         if self.stage_idx < len(self.stages):
-            self.optimizers = self._optimizers()
+            self.optimizers = optimizers(self.model, self.stages[self.stage_idx])
             if self.step:
                 for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                     optimizer.load_state_dict(saved)
@@ -308,33 +201,3 @@ class _Averages:
 
     def summary(self) -> dict[str, float]:
         return {name: round(value, 5) for name, value in self.values.items() if not math.isnan(value)}
-
-
-def _trained(model: DeepseekV32ForCausalLM, stage: StageName) -> Iterable[tuple[str, torch.nn.Parameter]]:
-    """The parameters a stage changes; only those require a gradient afterwards."""
-    draft = f"model.layers.{model.config.num_hidden_layers}."
-    for name, param in model.named_parameters():
-        is_draft, is_index = name.startswith(draft), ".indexer." in name
-        is_trained = {
-            "dense": not is_draft and not is_index,
-            "warmup": not is_draft and is_index,
-            "sparse": not is_draft,
-            "mtp": is_draft,
-        }[stage]
-        param.requires_grad_(is_trained)
-        if is_trained:
-            yield name, param
-
-
-def _is_for_muon(name: str, param: Tensor) -> bool:
-    """Muon for the projections of the attention; AdamW for all else and the indexer."""
-    return ".self_attn." in name and param.dim() == 2 and ".indexer." not in name
-
-
-def _positions(prefix: int, batch: int, length: int) -> Tensor:
-    return torch.cat((torch.arange(prefix), torch.arange(prefix, prefix + length).repeat(batch)))
-
-
-def _shifted(input_ids: Tensor) -> Tensor:
-    """Each row one to the left; the last token stands in for the unknown next one."""
-    return torch.cat((input_ids[:, 1:], input_ids[:, -1:]), 1)

@@ -20,7 +20,8 @@ from v32.agent.training.demonstrations import conversation, demonstrate, preambl
 from v32.agent.training.muon import orthogonalize
 from v32.agent.training.offer import builtin_specs
 from v32.agent.training.packed_attention import AttentionMode, PackedAttention
-from v32.agent.training.trainer import Stage, Trainer
+from v32.agent.training.stage import Stage
+from v32.agent.training.trainer import Trainer
 from v32.kernels.index_score import index_score
 from v32.model_runtime.encoding import encode_messages
 from v32.model_runtime.encoding.tokenizer import ChatTokenizer
@@ -158,9 +159,9 @@ def test_warmup_teaches_only_the_indexer_and_lowers_its_loss(
         small_model, small_tokenizer, tmp_path, [stage], tokens=256, evaluate_every=100, evaluation_batches=1
     )
     batch = trainer.held_out.batch(0)
-    untaught = trainer._losses(stage, batch)[1].index
+    untaught = trainer.objective.losses("warmup", batch)[1].index
     trainer.run()
-    assert trainer._losses(stage, batch)[1].index < untaught
+    assert trainer.objective.losses("warmup", batch)[1].index < untaught
     changed = {name for name, value in small_model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
     assert all(".indexer." in name for name in changed)
