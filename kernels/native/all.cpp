@@ -1,5 +1,6 @@
 // Everything that is compiled, as one unit: an operation's cpu.cpp may use another's.
 #include "../decoder_step/cpu.cpp"
+#include "../sample/cpu.cpp"
 
 // Reads memory and does nothing with it: what `v32 bench --kernels` measures bandwidth with.
 extern "C" uint32_t v32_read(const uint8_t* data, int64_t size) {

@@ -24,8 +24,9 @@ from typing import NamedTuple
 
 import torch
 
+from v32.kernels.sample import cpu
 from v32.kernels.sample.reference import sample as _reference
-from v32.kernels.token_mask import token_mask
+from v32.kernels.token_mask import check_bitmask, token_mask
 from v32.kernels.triton_support.dispatch import runs_on_gpu
 
 __all__ = ["Sampled", "counter_uniform", "sample"]
@@ -48,6 +49,10 @@ def sample(
     for name, value in (("temperature", temperature), ("top_p", top_p), ("uniforms", uniforms)):
         if tuple(value.shape) != (batch,):
             raise ValueError(f"{name} has shape {tuple(value.shape)}; {batch} rows of logits need ({batch},)")
+    if bitmask is not None:
+        check_bitmask(logits, bitmask)
+    if not runs_on_gpu(logits) and (drawn := cpu.sample(logits, temperature, top_p, uniforms, bitmask)):
+        return Sampled(*drawn)
     masked = logits if bitmask is None else token_mask(logits, bitmask)
     if runs_on_gpu(masked):
         from v32.kernels.sample import triton

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from v32.model_runtime.encoding import ChatTokenizer
@@ -87,9 +88,9 @@ class GrammarMatcher:
     def forced_tokens(self) -> list[int]:
         if self._matcher.is_terminated():
             return []
-        left = self._text_before()
-        text = "" if left is None else self._forced_text()
-        if left is None or not text:
+        text = self._forced_text()
+        left = self._text_before() if text else None
+        if left is None:
             return [self._tokenizer.eos_id] if self._must_end() else []
         return self._accepted_part(self._forcing.tokens(left, text, self._starts_after(text)))
 
@@ -128,16 +129,14 @@ class GrammarMatcher:
             return False
         if not self._matcher.is_completed():
             return False
-        self._matcher.fill_next_token_bitmask(self._scratch.view(1, -1))
-        return int(np.bitwise_count(self._scratch.numpy()).sum()) == 1
+        return _count(self._allowed()) == 1
 
     def _starts_after(self, text: str) -> list[str] | None:
         """The characters that may follow a forced text ("" for a control token); None if there are many."""
         self._matcher.accept_string(text)
-        self._matcher.fill_next_token_bitmask(self._scratch.view(1, -1))
+        bits = self._allowed()
         self._matcher.rollback(1)
-        bits = self._scratch.numpy()
-        if int(np.bitwise_count(bits).sum()) > _FEW_TOKENS:
+        if _count(bits) > _FEW_TOKENS:
             return None
         starts = set()
         for token_id in np.nonzero(np.unpackbits(bits.view(np.uint8), bitorder="little"))[0].tolist():
@@ -146,6 +145,11 @@ class GrammarMatcher:
             else:
                 starts.add(self._tokenizer.token_bytes(token_id).decode(errors="replace")[:1])
         return None if len(starts) > _FEW_STARTS or "�" in starts else sorted(starts)
+
+    def _allowed(self) -> npt.NDArray[np.uint32]:
+        """The mask of the next token; good until the next call."""
+        self._matcher.fill_next_token_bitmask(self._scratch.view(1, -1))
+        return self._scratch.numpy().view(np.uint32)
 
     def _accepted_part(self, token_ids: list[int]) -> list[int]:
         """The tokens as far as the grammar takes them one by one; a check of our own work, it takes all."""
@@ -157,3 +161,7 @@ class GrammarMatcher:
         if taken:
             self._matcher.rollback(taken)
         return token_ids[:taken]
+
+
+def _count(bits: npt.NDArray[np.uint32]) -> int:
+    return int(np.bitwise_count(bits).sum())
