@@ -1,15 +1,19 @@
 """The one validator of JSON that a model has written: a schema and a value in, what is wrong with it in words out.
 
 Arguments of tools and structured answers are checked by it alike. Draft 2020-12; `$ref` leads into the schema itself
-only, nothing is ever fetched; formats are checked.
+only, nothing is ever fetched; formats are checked. It takes no longer than `SECONDS`, whatever the schema: patterns may
+backtrack and unions may branch without end, and the values come from a model.
 """
 
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +22,9 @@ from v32.tools.schema import references
 
 if TYPE_CHECKING:
     from jsonschema import FormatChecker, ValidationError
+
+SECONDS = 1.0
+MAX_PROBLEMS = 100
 
 _JSON_TYPES = {
     dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null",
@@ -50,23 +57,96 @@ class Validator:
         from jsonschema import Draft202012Validator, SchemaError
         from referencing import Registry
 
+        schema = {key: value for key, value in schema.items() if key != "$schema"}  # ours is the only dialect
         try:
-            Draft202012Validator.check_schema(dict(schema))
+            Draft202012Validator.check_schema(schema)
         except SchemaError as error:
             message = f"{name}: not a JSON Schema (2020-12): {error.json_path}: {error.message}"
             raise ToolDefinitionError(message) from error
-        _check_references(name, dict(schema))
-        self._validator = Draft202012Validator(dict(schema), registry=Registry(), format_checker=_formats())
+        _check_references(name, schema)
+        if {'"unevaluatedProperties"', '"patternProperties"'} <= set(re.findall(r'"\w+"', json.dumps(schema))):
+            raise ToolDefinitionError(  # jsonschema would match the patterns by itself, without a limit
+                f"{name}: unevaluatedProperties beside patternProperties is not supported; use additionalProperties"
+            )
+        self._clock = _Clock()
+        self._validator = _bounded(self._clock)(schema, registry=Registry(), format_checker=_formats())
 
     def problems(self, value: Any) -> list[Problem]:
-        """Everything that is wrong with a value; empty if nothing is."""
+        """What is wrong with a value, the first `MAX_PROBLEMS` of it; empty if nothing is."""
+        self._clock.start()
         try:
-            errors = sorted(self._validator.iter_errors(value), key=lambda error: error.json_path)
+            errors = list(itertools.islice(self._validator.iter_errors(value), MAX_PROBLEMS))
+            errors.sort(key=lambda error: error.json_path)
             return list(dict.fromkeys(problem for error in errors for problem in _problems(error)))
         except RecursionError:
             return [Problem("$", "nested too deeply")]
+        except TimeoutError:
+            return [Problem("$", f"cannot be checked within {SECONDS:g} s; send a shorter or simpler value")]
         except (ArithmeticError, ValueError) as error:  # such as an infinite number where a multiple of 3 is wanted
             return [Problem("$", f"cannot be checked: {error}")]
+
+
+class _Clock:
+    """How long the check that runs may go on."""
+
+    def __init__(self) -> None:
+        self._end = math.inf
+
+    def start(self) -> None:
+        self._end = time.monotonic() + SECONDS
+
+    def left(self) -> float:
+        """Seconds. Raises `TimeoutError` when there are none."""
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+    def matches(self, pattern: str, text: str) -> bool:
+        """As `re.search`. Raises `TimeoutError`."""
+        import regex
+
+        return regex.search(pattern, text, timeout=self.left()) is not None
+
+
+def _bounded(clock: _Clock) -> Any:
+    """The validator of jsonschema, whose every keyword looks at the clock first, patterns also while they match."""
+    from jsonschema import Draft202012Validator, ValidationError
+    from jsonschema.validators import extend
+
+    def pattern(validator: Any, wanted: str, value: Any, schema: Any) -> Iterator[ValidationError]:
+        if isinstance(value, str) and not clock.matches(wanted, value):
+            yield ValidationError(f"{shown(value)} does not match {wanted!r}")
+
+    def pattern_properties(validator: Any, wanted: Any, value: Any, schema: Any) -> Iterator[ValidationError]:
+        for pattern, key in itertools.product(wanted, value if isinstance(value, dict) else ()):
+            if clock.matches(pattern, key):
+                yield from validator.descend(value[key], wanted[pattern], path=key, schema_path=pattern)
+
+    def additional_properties(validator: Any, wanted: Any, value: Any, schema: Any) -> Iterator[ValidationError]:
+        patterns = schema.get("patternProperties", ())
+        for key in value if isinstance(value, dict) else ():
+            if key in schema.get("properties", ()) or any(clock.matches(pattern, key) for pattern in patterns):
+                continue
+            if wanted is False:
+                yield ValidationError(key)
+            else:
+                yield from validator.descend(value[key], wanted, path=key)
+
+    def in_time(keyword: Callable[..., Any]) -> Callable[..., Any]:
+        def check(*arguments: Any) -> Any:
+            clock.left()
+            return keyword(*arguments)
+
+        return check
+
+    own = {
+        "pattern": pattern,
+        "patternProperties": pattern_properties,
+        "additionalProperties": additional_properties,
+    }
+    keywords = {**Draft202012Validator.VALIDATORS, **own}
+    return extend(Draft202012Validator, {name: in_time(keyword) for name, keyword in keywords.items()})
 
 
 def _formats() -> FormatChecker:
@@ -101,11 +181,7 @@ def _problems(error: ValidationError) -> Iterator[Problem]:
     if error.validator == "required":
         yield Problem(path, f"{next(key for key in wanted if _says(error, key))!r} is missing")
     elif error.validator == "additionalProperties" and wanted is False:
-        known = error.schema.get("properties", {})
-        patterns = error.schema.get("patternProperties", {})
-        for key in value:
-            if key not in known and not any(re.search(pattern, key) for pattern in patterns):
-                yield Problem(path, _unexpected(key, known))
+        yield Problem(path, _unexpected(error.message, error.schema.get("properties", {})))
     elif error.validator == "type":
         types = " or ".join([wanted] if isinstance(wanted, str) else wanted)
         yield Problem(path, f"expected {types}, got {shown(value)}")

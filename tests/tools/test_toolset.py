@@ -152,6 +152,42 @@ def test_problems_exactly_where_jsonschema_finds_errors(part: dict[str, Any], va
     assert all(problem.path.startswith("$") and problem.reason for problem in problems)
 
 
+EVIL, BAIT = "^(a|aa)+$", "a" * 60 + "!"
+TREE = {"$ref": "#/properties/x"}  # two ways at each level
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"pattern": EVIL}, BAIT),
+        ({"pattern": f"(?=a){EVIL}"}, BAIT),
+        ({"patternProperties": {EVIL: {}}}, {BAIT: 1}),
+        ({"patternProperties": {EVIL: {}}, "additionalProperties": False}, {BAIT: 1}),
+        ({"propertyNames": {"pattern": EVIL}}, {BAIT: 1}),
+        ({"type": "array", "anyOf": [{"items": TREE}, {"items": TREE}]}, json.loads("[" * 60 + "0" + "]" * 60)),
+    ],
+)
+def test_no_schema_takes_longer_than_the_limit(schema: dict[str, Any], value: Any) -> None:
+    tools = Toolset([raw({"type": "object", "properties": {"x": schema}})])
+    start = time.process_time()
+    assert reasons(tools, "f", {"x": value}) == ["$: cannot be checked within 1 s; send a shorter or simpler value"]
+    assert time.process_time() - start < 3
+    assert reasons(tools, "f", {}) == []
+
+
+def test_patterns_are_those_of_json_schema_and_extras_are_named() -> None:
+    schema = {"type": "object", "patternProperties": {"^x-": {"type": "string", "pattern": "b$"}}}
+    tools = Toolset([raw({**schema, "properties": {"known": {}}, "additionalProperties": False})])
+    assert reasons(tools, "f", {"x-a": "ab", "known": 1}) == []
+    assert reasons(tools, "f", {"x-a": "ba"}) == ["$['x-a']: string \"ba\" does not match 'b$'"]
+    assert reasons(tools, "f", {"knwon": 1}) == ["$: unexpected 'knwon'; did you mean 'known'?"]
+    typed = Toolset([raw({**schema, "additionalProperties": {"type": "integer"}})])
+    assert reasons(typed, "f", {"x-a": "b", "n": 1, "m": "1"}) == ['$.m: expected integer, got string "1"']
+    with pytest.raises(ToolDefinitionError, match="unevaluatedProperties beside patternProperties"):
+        Toolset([raw({**schema, "unevaluatedProperties": False})])
+
+
 def test_hostile_arguments_are_answered_quickly() -> None:
     tree: dict[str, Any] = {"type": "object", "properties": {"x": {"$ref": "#/$defs/t"}}}
     tree["$defs"] = {"t": {"type": "array", "items": {"$ref": "#/$defs/t"}}}
@@ -162,7 +198,7 @@ def test_hostile_arguments_are_answered_quickly() -> None:
     start = time.perf_counter()
     assert reasons(tools, "f", {"x": deep}) == ["$: nested too deeply"]
     many = reasons(tools, "search", {f"k{i}": i for i in range(2000)} | {"query": "\x1b[31m" * 10**6})
-    assert len(many) == 2000
+    assert len(many) == 100
     assert len(reasons(tools, "search", {"query": ["x" * 10**7]})[0]) < 400
     assert time.perf_counter() - start < 10
     while deep:  # take it apart: its destructor would recurse
