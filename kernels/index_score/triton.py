@@ -67,6 +67,8 @@ def _launch(
     num_batches, num_queries, heads, width = q.shape
     num_keys = scores.shape[-1]
     has_codes = q.dtype == torch.float8_e4m3fn
+    if not has_codes:
+        q = q.to(torch.promote_types(q.dtype, k.dtype))  # keys of a narrower dtype are widened in registers
     q, weights = q.contiguous(), weights.float().contiguous()
     q, k = (t.view(torch.uint8) if t.dtype == torch.float8_e4m3fn else t for t in (q, k))
     assert k.stride(-1) == 1, "the values of one index key lie side by side"
@@ -143,6 +145,8 @@ def _index_score(
         k = tl.load(
             k_ptr + batch * batch_stride + record[:, None] * key_stride + column[None, :], mask=k_inside, other=0
         )
+        if not CODES:
+            k = k.to(q_ptr.dtype.element_ty)
         factor = tl.full((KEYS,), 1.0, tl.float32)
         if K_SCALED:
             factor = tl.load(k_scale_ptr + scale_row, mask=is_key, other=0.0)

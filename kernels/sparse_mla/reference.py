@@ -18,5 +18,8 @@ def sparse_mla(q_latent: Tensor, q_pe: Tensor, latent: Tensor, k_pe: Tensor, ind
 
 
 def sparse_mla_fp8(q_latent: Tensor, q_pe: Tensor, records: Tensor, indices: Tensor, scale: float) -> Tensor:
-    latent, k_pe = (part.to(q_latent.dtype) for part in read_fp8_records(records, q_latent.shape[-1]))
-    return sparse_mla(q_latent, q_pe, latent, k_pe, indices, scale)
+    """Only the selected records are decoded."""
+    chosen = read_fp8_records(records[indices.clamp_min(0).flatten()], q_latent.shape[-1])
+    latent, k_pe = (part.to(q_latent.dtype) for part in chosen)
+    rows = torch.arange(indices.numel(), device=indices.device).view_as(indices)
+    return sparse_mla(q_latent, q_pe, latent, k_pe, rows.masked_fill(indices < 0, -1), scale)

@@ -22,7 +22,7 @@ from v32.kernels.decoder_step import CacheTensors
 from v32.kernels.dense_mla import dense_mla, expanded_mla
 from v32.kernels.index_score import index_score
 from v32.kernels.kv_append import kv_append, read_fp8_records
-from v32.kernels.sparse_mla import sparse_mla
+from v32.kernels.sparse_mla import sparse_mla, sparse_mla_fp8
 from v32.kernels.topk_select import topk_select
 from v32.model_runtime.cache.block_table import BlockTable
 from v32.model_runtime.cache.pages import FP8_RECORDS, LayerCache, PagePool
@@ -95,11 +95,7 @@ class PagedAttention:
 
     def __call__(self, layer_idx: int, mla: MLA, inputs: AttentionInputs) -> Tensor:
         cache = self.pool.layers[layer_idx]
-        if cache.records.dtype == FP8_RECORDS:
-            kv_append(cache.records, self._slot_mapping, inputs.latent, inputs.k_pe)
-        else:
-            record = torch.cat((inputs.latent, inputs.k_pe), -1)
-            cache.records.index_copy_(0, self._slot_mapping, record.to(cache.records.dtype))
+        kv_append(cache.records, self._slot_mapping, inputs.latent, inputs.k_pe)
         cache.index_keys.index_copy_(0, self._slot_mapping, inputs.index_k.to(cache.index_keys.dtype))
         if len(self._parts) == 1:
             return self._parts[0].attend(cache, mla, inputs)
@@ -123,9 +119,7 @@ class _Decode:
     def attend(self, cache: LayerCache, mla: MLA, inputs: AttentionInputs) -> Tensor:
         for scored in self._scored:
             self._slots[scored.rows] = scored.select(cache, inputs, self.index_topk)
-        q_latent = _absorb(inputs.q_nope, mla)
-        latent, k_pe, indices = _as_dtype(cache, self._slots, mla, q_latent.dtype)
-        return _unabsorb(sparse_mla(q_latent, inputs.q_pe, latent, k_pe, indices, mla.scale), mla)
+        return attend_slots(cache, mla, inputs, self._slots)
 
 
 class _Row(NamedTuple):
@@ -247,6 +241,15 @@ def _take(inputs: AttentionInputs, rows: slice) -> AttentionInputs:
     return AttentionInputs._make(None if tensor is None else tensor[rows] for tensor in inputs)
 
 
+def attend_slots(cache: LayerCache, mla: MLA, inputs: AttentionInputs, slots: Tensor) -> Tensor:
+    """Attention of every row over its slots [T, K], -1 unused -> [T, H, v]."""
+    q_latent = _absorb(inputs.q_nope, mla)
+    if cache.records.dtype == FP8_RECORDS:
+        return _unabsorb(sparse_mla_fp8(q_latent, inputs.q_pe, cache.records, slots, mla.scale), mla)
+    latent, k_pe, indices = _as_dtype(cache, slots, mla, q_latent.dtype)
+    return _unabsorb(sparse_mla(q_latent, inputs.q_pe, latent, k_pe, indices, mla.scale), mla)
+
+
 def _absorb(q_nope: Tensor, mla: MLA) -> Tensor:
     """Queries in the latent space: [T, H, nope] -> [T, H, C]."""
     return torch.bmm(q_nope.transpose(0, 1), mla.w_uk).transpose(0, 1)
@@ -267,7 +270,7 @@ def _read(cache: LayerCache, rows: slice | Tensor, mla: MLA, dtype: torch.dtype)
 
 
 def _as_dtype(cache: LayerCache, slots: Tensor, mla: MLA, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """latent, k_pe and indices into them; a cache of another dtype is gathered first and converted."""
+    """latent, k_pe and indices into them; a cache of another float dtype is gathered first and converted."""
     if cache.records.dtype == dtype:
         return cache.latent, cache.k_pe, slots
     latent, k_pe = _read(cache, slots.clamp_min(0).flatten(), mla, dtype)

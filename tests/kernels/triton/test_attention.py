@@ -83,14 +83,15 @@ def test_the_record_of_the_published_model_has_656_bytes() -> None:
         record_bytes(100, 64)
 
 
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "fp8"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "bfloat16 keys", "float32 keys", "fp8"])
 @pytest.mark.parametrize("shape", [(5, 70, 4, 32), (1, 33, 16, 24), (35, 32, 3, 128)])
 def test_index_score(device: str, rng: torch.Generator, kind: str, shape: tuple[int, int, int, int]) -> None:
     from v32.kernels.index_score import triton as kernel
 
     queries, keys, heads, width = shape
-    dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
-    q, k = normal(rng, device, dtype, queries, heads, width), normal(rng, device, dtype, keys, width)
+    q_dtype = torch.bfloat16 if kind in ("bfloat16", "float32 keys") else torch.float32
+    k_dtype = torch.bfloat16 if kind.startswith("bfloat16") else torch.float32
+    q, k = normal(rng, device, q_dtype, queries, heads, width), normal(rng, device, k_dtype, keys, width)
     weights, k_scale = normal(rng, device, torch.float32, queries, heads), None
     gpus = [gpu_of(q)]
     if kind == "fp8":

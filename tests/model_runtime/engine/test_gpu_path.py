@@ -42,6 +42,7 @@ CONFIG = DeepseekV32Config(
 
 GENERATE = """
 import json, sys, torch
+from v32.model_runtime.cache.pages import FP8_RECORDS
 from v32.model_runtime.checkpoint.loader import load_checkpoint
 from v32.model_runtime.engine import Engine
 from v32.model_runtime.generators.generator import SamplingParams
@@ -49,22 +50,30 @@ from v32.model_runtime.scoring import full_logits
 
 folder, dtype = sys.argv[1:]
 model = load_checkpoint(folder, dtype=getattr(torch, dtype), dequantize=False)
-engine = Engine(model, kv_budget_bytes=1 << 24)
 ids = list(range(5, 27))
-greedy = engine.add(ids, SamplingParams(temperature=0.0, max_new_tokens=3))
-drawn = engine.add(ids[:12], SamplingParams(seed=3, max_new_tokens=2))
-while engine.has_work:
-    engine.step()
+
+def generate(kv_dtype):
+    engine = Engine(model, kv_budget_bytes=1 << 24, kv_dtype=kv_dtype)
+    greedy = engine.add(ids, SamplingParams(temperature=0.0, max_new_tokens=3))
+    drawn = engine.add(ids[:12], SamplingParams(seed=3, max_new_tokens=2))
+    while engine.has_work:
+        engine.step()
+    return [greedy.token_ids, drawn.token_ids], [layer.records[: len(ids)].tolist() for layer in engine.pool.layers]
+
+tokens, _ = generate(None)
+fp8_tokens, records = generate(FP8_RECORDS)
 kernels = [name for name in sys.modules if name.startswith("v32.kernels.") and name.endswith(".triton")]
 print(json.dumps({
     "logits": full_logits(model, ids).tolist(),
-    "tokens": [greedy.token_ids, drawn.token_ids],
+    "tokens": tokens,
+    "fp8_tokens": fp8_tokens,
+    "records": records,
     "kernels": sorted(name.split(".")[-2] for name in kernels),
 }))
 """
 KERNELS = {
-    *("dense_mla", "fp8_gemm", "index_score", "moe_experts", "moe_route", "rms_norm", "rope", "sample", "sparse_mla"),
-    *("swiglu", "topk_select"),
+    *("dense_mla", "fp8_gemm", "index_score", "kv_append", "moe_experts", "moe_route", "rms_norm", "rope", "sample"),
+    *("sparse_mla", "swiglu", "topk_select"),
 }
 
 
@@ -92,3 +101,7 @@ def test_the_kernels_compute_the_model(dtype: str, bound: float, tmp_path: Path)
     assert float((logits - expected).norm() / expected.norm()) < bound
     if dtype == "float32":
         assert launched["tokens"] == plain["tokens"]
+        assert launched["fp8_tokens"] == plain["fp8_tokens"]
+        # A value on the border between two codes may fall to either side.
+        bytes_of = [torch.tensor(each["records"]) for each in (launched, plain)]
+        assert float((bytes_of[0] != bytes_of[1]).double().mean()) < 1e-3
