@@ -21,6 +21,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import anyio
@@ -41,9 +42,12 @@ def can_fork() -> bool:
     return hasattr(os, "fork")
 
 
-async def run_in_worker(function: Callable[[], ToolOutput]) -> ToolOutput:
-    """Raises what the function raised: `ToolError` as such, everything else, and a dead process, as `WorkerError`."""
-    pid, fd = _start(function)
+async def run_in_worker(function: Callable[[], ToolOutput], *, memory_bytes: int | None = None) -> ToolOutput:
+    """Raises what the function raised: `ToolError` as such, everything else, and a dead process, as `WorkerError`.
+
+    With `memory_bytes`, what the function takes beyond that is a `MemoryError` (on Linux).
+    """
+    pid, fd = _start(function, memory_bytes)
     try:
         kind, *parts = await _receive(pid, fd)
     finally:
@@ -58,7 +62,7 @@ async def run_in_worker(function: Callable[[], ToolOutput]) -> ToolOutput:
     raise WorkerError(*parts)
 
 
-def _start(function: Callable[[], ToolOutput]) -> tuple[int, int]:
+def _start(function: Callable[[], ToolOutput], memory_bytes: int | None) -> tuple[int, int]:
     prctl = _prctl()
     host = os.getpid()
     with _forking:
@@ -66,16 +70,24 @@ def _start(function: Callable[[], ToolOutput]) -> tuple[int, int]:
         pid = os.fork()
         if pid == 0:
             os.close(readable)
-            _serve(function, writable, prctl, host)
+            _serve(function, memory_bytes, writable, prctl, host)
         os.close(writable)
     os.set_blocking(readable, False)
     return pid, readable
 
 
-def _serve(function: Callable[[], ToolOutput], fd: int, prctl: Callable[[int], Any] | None, host: int) -> NoReturn:
+def _serve(
+    function: Callable[[], ToolOutput],
+    memory_bytes: int | None,
+    fd: int,
+    prctl: Callable[[int], Any] | None,
+    host: int,
+) -> NoReturn:
     """The child: run, report, leave without running a line of the host's clean-up code."""
     try:
         _detach(prctl, host)
+        if memory_bytes is not None:
+            _limit_memory(memory_bytes)
         try:
             message: tuple[Any, ...] = ("output", _portable(function()))
         except ToolError as error:
@@ -111,6 +123,17 @@ def _detach(prctl: Callable[[int], Any] | None, host: int) -> None:
     numpy = sys.modules.get("numpy")
     if numpy is not None:  # `random` does this by itself; else every call would draw the same numbers
         numpy.random.seed()
+
+
+def _limit_memory(more: int) -> None:
+    """What may be written to, and what the host already had of it, for that is ours too."""
+    if not sys.platform.startswith("linux"):
+        return
+    import resource
+
+    status = Path("/proc/self/status").read_text()
+    held = int(status.partition("VmData:")[2].split()[0]) << 10
+    resource.setrlimit(resource.RLIMIT_DATA, (held + more, held + more))
 
 
 def _portable(output: ToolOutput) -> ToolOutput:

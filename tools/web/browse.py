@@ -10,12 +10,13 @@ from pydantic import Field
 from v32.tools.function_tool import FunctionTool
 from v32.tools.page import Page
 from v32.tools.search import SearchProvider, search_tool
-from v32.tools.tool import Tool, ToolOutput
+from v32.tools.tool import Tool, ToolError, ToolOutput
 from v32.tools.web.extract import extract
 from v32.tools.web.fetch import Fetched, Fetcher
 from v32.tools.worker import run_in_worker
 
 MAX_PAGES_KEPT = 32
+MAX_PAGE_CHARS = 4 << 20
 
 WebAddress = Annotated[str, Field(description="Web address, as in the search results.")]
 
@@ -30,7 +31,7 @@ class Browser:
     async def page(self, url: str) -> Page:
         """Raises `ToolError` for what cannot be opened."""
         if url not in self._pages:
-            self._pages[url] = await _read(await self._fetcher.fetch(url))
+            self._pages[url] = await _read(await self._fetcher.fetch(url), self._fetcher.policy.reading_bytes)
             while len(self._pages) > MAX_PAGES_KEPT:
                 self._pages.popitem(last=False)
         self._pages.move_to_end(url)
@@ -63,16 +64,21 @@ def web_tools(search: SearchProvider, fetcher: Fetcher | None = None, *, topn: i
     return [search_tool(search, topn=topn, description="Search the web."), *Browser(fetcher).tools()]
 
 
-async def _read(fetched: Fetched) -> Page:
-    """In a worker: a page made to keep a parser busy is stopped with the call."""
+async def _read(fetched: Fetched, memory_bytes: int) -> Page:
+    """In a worker: a page made to keep a parser busy is stopped with the call, one made to fill memory at a limit."""
 
     def read() -> ToolOutput:
-        text = extract(fetched)
+        try:
+            text = extract(fetched)
+        except MemoryError:
+            raise ToolError(f"reading it takes more than {memory_bytes >> 20} MiB of memory; it was stopped") from None
         links = [f"[{number}] {link}" for number, link in enumerate(text.links)]
-        parts = [text.text, *(["Links:", *links] if links else [])]
+        parts = [text.text[:MAX_PAGE_CHARS], *(["Links:", *links] if links else [])]
+        if len(text.text) > MAX_PAGE_CHARS:
+            parts.append(f"(the page is longer; its first {MAX_PAGE_CHARS:,} characters are kept)")
         if fetched.truncated:
             parts.append(f"(the page is longer; its first {len(fetched.body):,} bytes were read)")
         return ToolOutput("\n".join(parts), data={"title": text.title})
 
-    output = await run_in_worker(read)
+    output = await run_in_worker(read, memory_bytes=memory_bytes)
     return Page.of(fetched.url, str(output.data["title"]), output.text)

@@ -202,6 +202,8 @@ def _pdf_text(data: bytes) -> str:
 
     try:
         pages = [page.extract_text() for page in pypdf.PdfReader(io.BytesIO(data)).pages]
+    except MemoryError:
+        raise
     except Exception as error:
         raise ToolError(f"the PDF cannot be read: {type(error).__name__}: {error}") from error
     return "\n\n".join(f"(page {number})\n{text.strip()}" for number, text in enumerate(pages, 1))

@@ -48,6 +48,8 @@ class FetchPolicy:
     max_bytes: int = 8 << 20
     max_redirects: int = 5
     seconds: float = 20.0
+    reading_bytes: int = 512 << 20
+    """Memory that reading a page may take: a few bytes of a PDF can unpack to any number."""
     content_types: tuple[str, ...] = (
         "text/", "application/xhtml+xml", "application/xml", "application/json", "application/pdf",
     )  # fmt: skip
@@ -200,6 +202,8 @@ async def _unpacked(url: str, response: httpx.Response, at_most: int) -> AsyncIt
             yield piece if unpacker is None else unpacker.decompress(piece, at_most)
         except zlib.error as error:
             raise ToolError(f"{url[:200]} is damaged: {error}") from error
+        if unpacker is not None and unpacker.eof:
+            return  # what follows would be kept, without a limit
 
 
 def _taken_apart(url: str) -> tuple[str, str, int, str]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import zlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -92,14 +94,26 @@ def test_a_pdf_gives_its_text_or_says_why_not() -> None:
         extract(fetched(b"%PDF-1.7 nonsense", "application/pdf"))
 
 
-def minimal_pdf(text: str) -> bytes:
+async def test_reading_a_page_takes_a_limited_amount_of_memory(site: Any, context: ToolContext) -> None:
+    """The limit is a low one: pypdf has limits of its own, which are tens of megabytes and not promised."""
+    pytest.importorskip("pypdf")
+    site.page("/bomb", minimal_pdf("x" * (20 << 20), b"/FlateDecode"), Content_Type="application/pdf")
+    site.page("/page", minimal_pdf("x"), Content_Type="application/pdf")
+    tools = Toolset(web_tools(OneHit(""), Fetcher(replace(LOCAL, reading_bytes=32 << 20))))
+    bomb = await tools.run("open_page", {"id": f"{site.url}/bomb"}, context)
+    assert bomb.text == "Error: reading it takes more than 32 MiB of memory; it was stopped"
+    assert "L2: x" in (await tools.run("open_page", {"id": f"{site.url}/page"}, context)).text
+
+
+def minimal_pdf(text: str, packed: bytes = b"") -> bytes:
     stream = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET".encode()
+    stream = zlib.compress(stream) if packed else stream
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
         b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
         b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R "
         b"/Resources << /Font << /F1 5 0 R >> >> >>",
-        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream),
+        b"<< /Length %d %s >>\nstream\n%s\nendstream" % (len(stream), b"/Filter " + packed if packed else b"", stream),
         b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
     ]
     out, offsets = b"%PDF-1.4\n", []

@@ -5,6 +5,7 @@ import gzip
 import ipaddress
 import socket
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,26 @@ async def test_sizes_are_limited_after_unpacking(site: Any) -> None:
         await Fetcher(policy).fetch(f"{site.url}/odd")
     with pytest.raises(ToolError, match="is damaged"):
         await Fetcher(policy).fetch(f"{site.url}/damaged")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(gzip.compress(bytes(100 << 20)), marks=pytest.mark.slow, id="unpacks to much"),
+        pytest.param(gzip.compress(b"small") + bytes(48 << 20), id="goes on after its end"),
+    ],
+)
+async def test_what_is_packed_takes_no_more_memory_than_the_limit(site: Any, body: bytes) -> None:
+    site.page("/bomb", body, Content_Encoding="gzip")
+    fetcher = Fetcher(FetchPolicy(allowed_networks=("127.0.0.0/8",), max_bytes=1 << 20))
+    await fetcher.fetch(f"{site.url}/bomb")  # what is loaded for the first fetch does not count
+    tracemalloc.start()
+    try:
+        fetched = await fetcher.fetch(f"{site.url}/bomb")
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    assert fetched.body in (b"small", bytes(1 << 20))
 
 
 async def test_time_is_limited(site: Any) -> None:
