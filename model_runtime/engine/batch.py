@@ -36,19 +36,21 @@ class Batch(NamedTuple):
 
 def build_batch(parts: Seq[Part], pool: PagePool, index_topk: int) -> Batch:
     """Lay out the parts; nothing is run and no table advances."""
-    order = sorted(range(len(parts)), key=lambda index: not parts[index].segment.is_decode)  # stable
+    segments = [part.segment for part in parts]
+    order = sorted(range(len(parts)), key=lambda index: not segments[index].is_decode)  # stable
     input_ids: list[int] = []
     positions: list[int] = []
     rows = [slice(0)] * len(parts)
     for index in order:
-        token_ids, _, start = parts[index]
-        rows[index] = slice(len(input_ids), len(input_ids) + len(token_ids))
-        input_ids += token_ids
-        positions += range(start, start + len(token_ids))
-    device = pool.layout.device
-    return Batch(
-        torch.tensor(input_ids, device=device),
-        torch.tensor(positions, device=device),
-        PagedAttention(pool, [parts[index].segment for index in order], index_topk),
-        rows,
-    )
+        rows[index] = slice(len(input_ids), len(input_ids) + segments[index].num_tokens)
+        input_ids += parts[index].token_ids
+        positions += range(segments[index].start, segments[index].end)
+    flat = on_device([input_ids, positions], torch.int64, torch.device(pool.layout.device))
+    return Batch(flat[0], flat[1], PagedAttention(pool, [segments[index] for index in order], index_topk), rows)
+
+
+def on_device(values: Seq[float] | Seq[Seq[float]], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers as a tensor. To a GPU they go in the order of its stream, while the host goes on."""
+    if device.type != "cuda":
+        return torch.tensor(values, dtype=dtype, device=device)
+    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)

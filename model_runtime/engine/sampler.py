@@ -9,11 +9,13 @@ import math
 from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from v32.kernels.sample import counter_uniform, sample
 from v32.kernels.token_mask import bitmask_words
+from v32.model_runtime.engine.batch import on_device
 from v32.model_runtime.engine.sequence import Sequence
 from v32.model_runtime.errors import GeneratorError
 
@@ -40,13 +42,12 @@ def draw(logits: Tensor, rows: Seq[Row]) -> list[Drawn | GeneratorError]:
     grammar alone."""
     bitmask, failures = _fill_bitmask(rows, logits.shape[1])
     device = logits.device
+    parameters = [row.sequence.params for row in rows]
+    uniforms = [counter_uniform(row.sequence.seed, row.step) for row in rows]
     ids, logprobs = sample(
         logits,
-        torch.tensor([row.sequence.params.temperature for row in rows], device=device),
-        torch.tensor([row.sequence.params.top_p for row in rows], device=device),
-        torch.tensor(
-            [counter_uniform(row.sequence.seed, row.step) for row in rows], dtype=torch.float64, device=device
-        ),
+        *on_device([[p.temperature for p in parameters], [p.top_p for p in parameters]], torch.float32, device),
+        on_device(uniforms, torch.float64, device),
         None if bitmask is None else bitmask.to(device),
     )
     pairs = enumerate(zip(ids.tolist(), logprobs.tolist(), strict=True))
@@ -58,18 +59,19 @@ def _fill_bitmask(rows: Seq[Row], vocab_size: int) -> tuple[Tensor | None, dict[
     failures: dict[int, GeneratorError] = {}
     if all(row.sequence.matcher is None for row in rows):
         return None, failures
-    bitmask = torch.full((len(rows), bitmask_words(vocab_size)), -1, dtype=torch.int32)
+    words = np.full((len(rows), bitmask_words(vocab_size)), -1, np.int32)
+    bitmask = torch.from_numpy(words)
     is_masked = False
     for index, row in enumerate(rows):
         try:
             if not _fill_row(bitmask[index], row):
-                bitmask[index] = -1
-            elif bitmask[index].any():
+                words[index] = -1
+            elif words[index].any():
                 is_masked = True
             else:
                 raise GeneratorError(f"the grammar allows no token after {row.step} tokens")
         except Exception as error:
-            bitmask[index] = -1
+            words[index] = -1
             failures[index] = as_generator_error(error)
     return bitmask if is_masked else None, failures
 

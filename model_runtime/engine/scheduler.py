@@ -67,7 +67,8 @@ class Scheduler:
             num_tokens = min(shares[sequence], sequence.num_pending)
             num_drafts = shares[sequence] - num_tokens
             if num_tokens and sequence in self.running and self._make_room(sequence, num_tokens):
-                chunks.append(Chunk(sequence, num_tokens, self._room_for_drafts(sequence, num_tokens, num_drafts)))
+                num_drafts = num_drafts and self._room_for_drafts(sequence, num_tokens, num_drafts)
+                chunks.append(Chunk(sequence, num_tokens, num_drafts))
         return chunks
 
     def _admit(self) -> None:

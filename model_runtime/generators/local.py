@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
+import math
 import queue
 import sys
 import threading
@@ -32,11 +33,12 @@ import anyio.to_thread
 from v32.model_runtime.cache.disk import Identity
 from v32.model_runtime.engine import Engine
 from v32.model_runtime.engine import Sequence as EngineSequence
-from v32.model_runtime.engine.sequence import Event
 from v32.model_runtime.errors import GeneratorError
 from v32.model_runtime.generators.generator import Finished, SamplingParams, Token, TokenConstraint
 
 _LOG = logging.getLogger(__name__)
+_RING_SECONDS = 0.01
+"""Tokens that come faster are handed over together: waking a listener takes as long as half a small step."""
 _LONG_BACKLOG = 32
 """A listener that is so many events behind may be gone: its event loop is rung again to find out."""
 _SETTLE_SECONDS = 5.0
@@ -140,7 +142,7 @@ class LocalGenerator:
 
 
 class _Mailbox:
-    """What the worker has for one task. `post` is called by the worker, `receive` by the task."""
+    """What the worker has for one task. `post` and `ring` are called by the worker, `receive` by the task."""
 
     def __init__(self) -> None:
         self.is_done = False
@@ -149,13 +151,25 @@ class _Mailbox:
         self._wake_up = _loop_caller()
         self._arrival = anyio.Event()
         self._is_woken = False
+        self._rung_at = -math.inf
 
-    def post(self, events: Sequence[Token | Finished | Exception]) -> None:
-        """Raises RuntimeError if the task's event loop is gone."""
-        self._events.extend(events)
-        if not self._is_woken or len(self._events) > _LONG_BACKLOG:
-            self._is_woken = True
-            self._wake_up(self._ring)
+    def post(self, event: Token | Finished | Exception) -> None:
+        """To be received once the task has been rung for."""
+        self._events.append(event)
+
+    def ring(self, now: float) -> bool:
+        """Wake the task if something lies here, at most every `_RING_SECONDS` before the last event has come. False if
+        its event loop has ended. `now` is the time in seconds."""
+        if not self._events or (self._is_woken and len(self._events) <= _LONG_BACKLOG):
+            return True
+        if isinstance(self._events[-1], Token) and now - self._rung_at < _RING_SECONDS:
+            return True
+        self._is_woken, self._rung_at = True, now
+        try:
+            self._wake_up(self._arrive)
+        except RuntimeError:
+            return False
+        return True
 
     async def receive(self) -> list[Token | Finished]:
         """Everything new; raises what the worker posted."""
@@ -177,7 +191,7 @@ class _Mailbox:
             received.append(event)
         return received
 
-    def _ring(self) -> None:
+    def _arrive(self) -> None:
         self._arrival.set()
 
 
@@ -274,7 +288,8 @@ class _Worker(threading.Thread):
                 try:
                     self.mailboxes[self.engine.add(prompt_ids, params, constraint)] = mailbox
                 except Exception as error:
-                    _post(mailbox, [error])
+                    mailbox.post(error)
+                    mailbox.ring(time.monotonic())
 
     def _step(self) -> None:
         try:
@@ -283,11 +298,11 @@ class _Worker(threading.Thread):
             self._fail_all(partial(_engine_failure, error))
             self.engine.abort()
             return
-        by_sequence: dict[EngineSequence, list[Event]] = {}
         for sequence, event in news:
-            by_sequence.setdefault(sequence, []).append(event)
-        for sequence, events in by_sequence.items():
-            is_heard = _post(self.mailboxes[sequence], events)
+            self.mailboxes[sequence].post(event)
+        now = time.monotonic()
+        for sequence, mailbox in list(self.mailboxes.items()):
+            is_heard = mailbox.ring(now)
             if sequence.is_finished:
                 del self.mailboxes[sequence]
             elif not is_heard:
@@ -330,7 +345,8 @@ class _Worker(threading.Thread):
     def _fail_all(self, make_error: Callable[[], Exception]) -> None:
         """Each listener gets an exception of its own: it raises it in its own task."""
         for mailbox in self.mailboxes.values():
-            _post(mailbox, [make_error()])
+            mailbox.post(make_error())
+            mailbox.ring(time.monotonic())
         self.mailboxes.clear()
 
 
@@ -341,15 +357,6 @@ def _engine_failure(cause: Exception) -> GeneratorError:
         failure = GeneratorError(f"the engine failed: {type(cause).__name__}: {cause}")
     failure.__cause__ = cause
     return failure
-
-
-def _post(mailbox: _Mailbox, events: Sequence[Token | Finished | Exception]) -> bool:
-    """False if the listener's event loop has ended."""
-    try:
-        mailbox.post(events)
-    except RuntimeError:
-        return False
-    return True
 
 
 def _loop_caller() -> Callable[[Callable[[], None]], object]:
