@@ -7,7 +7,7 @@ Exact where it can be, an upper bound where a process hides or the kernel does n
     hidden         a process whose mappings cannot be read, or are too many to read, counts with its address space
     workspace      what its file systems hold
     the kernel's   socket and pipe buffers and locks belong to no process: where the sandbox has many descriptors open,
-                   growth of the whole machine's since the call began, against the same limit by itself
+                   growth of the whole machine's over the least since the call began, against the same limit by itself
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Watchdog:
         self._limit, self._members = limit, members
         self._pools = {posix.stat(directory).st_dev: directory for directory in pools}
         self._next = 0.0
-        self._kernel_before = kernel_bytes()
+        self._kernel_least = kernel_bytes()
 
     def begin(self) -> None:
         """A call begins: what the kernel holds now is not its doing."""
-        self._kernel_before = kernel_bytes()
+        self._kernel_least = kernel_bytes()
 
     def is_over(self) -> bool:
         now, cpu = time.monotonic(), time.process_time()
@@ -54,7 +54,10 @@ class Watchdog:
         return is_over
 
     def _has_the_kernel_grown(self) -> bool:
-        return kernel_bytes() - self._kernel_before > self._limit
+        """Over the least it was: what others have given back meanwhile is no allowance."""
+        now = kernel_bytes()
+        self._kernel_least = min(self._kernel_least, now)
+        return now - self._kernel_least > self._limit
 
     def _shared_bytes(self, pids: list[int]) -> int:
         pools = {b"%02x:%02x" % (posix.major(device), posix.minor(device)) for device in self._pools}

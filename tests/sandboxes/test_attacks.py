@@ -287,10 +287,35 @@ COUNTED = {
 @pytest.mark.parametrize("what", COUNTED)
 def test_memory_that_only_one_line_of_the_watchdog_counts(what: str, tmp_path: Path) -> None:
     line, code = COUNTED[what]
-    policy = replace(attacks.POLICY, memory_bytes=200 << 20, wall_seconds=30.0)
+    policy = replace(attacks.POLICY, memory_bytes=200 << 20)
     code += "time.sleep(2); print('open')"
     assert _output(Recipe(cgroup=False, guest=_without(line, "watchdog.py", tmp_path)), code, policy) == b"open\n"
     assert _output(Recipe(cgroup=False), code, policy) == b""
+
+
+@pytest.mark.slow
+def test_kernel_memory_that_others_free_meanwhile_is_no_allowance() -> None:
+    policy = replace(attacks.POLICY, memory_bytes=200 << 20)
+    full, hold = anyio.Event(), SOCKETS + "print('full', flush=True); time.sleep(20)"
+
+    async def fill(sandbox: SupervisedSandbox) -> None:
+        async for _ in sandbox.stream("python", hold, timeout=100):
+            full.set()
+
+    async def run() -> str:
+        other = await open_bubblewrap(policy, Recipe(cgroup=False, watchdog=False))
+        async with await open_bubblewrap(policy, Recipe(cgroup=False)) as sandbox, anyio.create_task_group() as group:
+            group.start_soon(fill, other)
+            await full.wait()
+            stream = sandbox.stream(
+                "python", f"import time; print('begun', flush=True); time.sleep(2)\n{hold}", timeout=100
+            )
+            await anext(stream)
+            await other.close()
+            *_, result = [event async for event in stream]
+        return result.status  # type: ignore[union-attr]
+
+    assert anyio.run(run) == "memory_limit"
 
 
 @NEEDS_ROOT
@@ -377,7 +402,7 @@ async def _open(recipe: Recipe, policy: SandboxPolicy) -> SupervisedSandbox:
 def _output(recipe: Recipe, code: str, policy: SandboxPolicy = attacks.POLICY) -> bytes:
     async def run() -> bytes:
         async with await open_bubblewrap(policy, recipe) as sandbox:
-            return (await sandbox.run_python(code, timeout=30)).stdout
+            return (await sandbox.run_python(code, timeout=100)).stdout
 
     return anyio.run(run)
 
