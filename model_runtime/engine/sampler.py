@@ -44,12 +44,11 @@ def draw(logits: Tensor, rows: Seq[Row]) -> list[Drawn | GeneratorError]:
     device = logits.device
     parameters = [row.sequence.params for row in rows]
     uniforms = [counter_uniform(row.sequence.seed, row.step) for row in rows]
-    ids, logprobs = sample(
-        logits,
-        *on_device([[p.temperature for p in parameters], [p.top_p for p in parameters]], torch.float32, device),
-        on_device(uniforms, torch.float64, device),
-        None if bitmask is None else bitmask.to(device),
+    temperature, top_p = on_device(
+        [[p.temperature for p in parameters], [p.top_p for p in parameters]], torch.float32, device
     )
+    uniform = on_device(uniforms, torch.float64, device)
+    ids, logprobs = sample(logits, temperature, top_p, uniform, None if bitmask is None else bitmask.to(device))
     pairs = enumerate(zip(ids.tolist(), logprobs.tolist(), strict=True))
     return [failures.get(index) or _checked(*pair) for index, pair in pairs]
 
