@@ -20,7 +20,6 @@ from v32.agent.session import Session
 from v32.model_runtime.messages import ToolChoice, ToolSpec
 from v32.model_runtime.response_format import ResponseFormat, answer_schema
 from v32.tools.toolset import DEFAULT_TIMEOUT, Toolset
-from v32.tools.validation import Validator
 
 if TYPE_CHECKING:
     from v32.model_runtime.chat import ChatModel
@@ -73,8 +72,6 @@ class Agent:
         self.max_parallel_calls = max_parallel_calls
         self.prelude = Prelude(instructions, role, tuple(map(_spec_of, self.toolset)), answer_schema(response_format))
         self._loop: asyncio.Runner | None = None
-        if self.prelude.response_format is not None:
-            Validator(self.prelude.response_format, "response_format")
         if self.prelude.tools:
             model.check_tools_supported()
         self._check()
@@ -123,6 +120,7 @@ class Agent:
         await self.toolset.aclose()
 
     def _check(self) -> None:
+        _ = self.prelude.answer_validator  # made here, once, and kept
         offered = self.prelude.tool_names
         if self.tool_choice not in ("auto", "none") and not offered:
             raise ValueError(f"tool_choice is {self.tool_choice!r}, but no tools are offered; pass tools=")

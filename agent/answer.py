@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from v32.tools.validation import Validator
@@ -16,12 +15,12 @@ class Answer(NamedTuple):
     problem: str | None = None
 
 
-def read_answer(text: str, schema: Mapping[str, Any]) -> Answer:
+def read_answer(text: str, validator: Validator) -> Answer:
     """The validator of tool arguments has the last word, also over what a grammar let through."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as failure:
         return Answer(problem=f"the answer is not JSON: {failure}")
-    if problems := Validator(schema, "response_format").problems(value):
+    if problems := validator.problems(value):
         return Answer(problem=f"the answer does not follow response_format: {'; '.join(map(str, problems))[:1000]}")
     return Answer(value)

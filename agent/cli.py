@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
 
 COMMANDS = {
     "run": "answer one question",
@@ -32,14 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a failure with a known remedy is one line on standard error."""
     argv = sys.argv[1:] if argv is None else list(argv)
     name = _command(argv[:1])
-    module = importlib.import_module(f"v32.agent.commands.{name}")
-    parser = argparse.ArgumentParser(prog=f"v32 {name}", description=module.__doc__)
-    module.add_arguments(parser)
+    parser = command_parser(name)
     if int(os.environ.get("RANK", "0")):
         return _follow(parser, argv[1:])
     arguments = parser.parse_args(argv[1:])
     try:
-        return int(module.run(arguments))
+        return int(_module(name).run(arguments))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -49,6 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _known_errors() as error:
         print(f"v32 {name}: {error}", file=sys.stderr)
         return 2
+
+
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """Reads the arguments of a command."""
+    module = _module(name)
+    parser = argparse.ArgumentParser(prog=f"v32 {name}", description=module.__doc__)
+    module.add_arguments(parser)
+    return parser
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"v32.agent.commands.{name}")
 
 
 def _command(argv: Sequence[str]) -> str:

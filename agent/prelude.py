@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from v32.agent.errors import JournalError
+from v32.model_runtime.errors import EncodingError
 from v32.model_runtime.messages import ToolSpec
 from v32.model_runtime.transcript import Transcript
+from v32.tools.validation import Validator
 
 if TYPE_CHECKING:
     from v32.agent.agent import Agent
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 Role = Literal["system", "developer"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Prelude:
     """Fixed for the life of a session: what the model was told at its start."""
 
@@ -27,6 +30,11 @@ class Prelude:
     tools: tuple[ToolSpec, ...] = ()
     response_format: Mapping[str, Any] | None = None
     """The JSON Schema of every answer; None: text."""
+
+    @cached_property
+    def answer_validator(self) -> Validator | None:
+        """Has the last word about every answer; `ToolDefinitionError` for a `response_format` that is no schema."""
+        return None if self.response_format is None else Validator(self.response_format, "response_format")
 
     @property
     def tool_names(self) -> tuple[str, ...]:
@@ -62,10 +70,13 @@ class Prelude:
             tools = tuple(ToolSpec(**tool) for tool in header["tools"])
             prelude = cls(header["instructions"], header["role"], tools, header.get("response_format"))
             model = dict(header["model"])
-        except (KeyError, TypeError, ValueError) as error:
+            if not isinstance(header["session_id"], str):
+                raise TypeError(f"session_id is {header['session_id']!r}")
+            prelude.start_transcript(agent.model)  # which looks at what the fields hold
+        except (AttributeError, KeyError, TypeError, ValueError, EncodingError) as error:
             raise JournalError(f"{path}, line 1 is no header: {error!r}; restore the file from a copy") from error
         _check_model(model, agent.model.describe(), path)
-        missing = [name for name in prelude.tool_names if name not in agent.prelude.tool_names]
+        missing = [str(name) for name in prelude.tool_names if name not in agent.prelude.tool_names]
         if missing:
             raise JournalError(f"{path} was written with tools that are missing here: {', '.join(missing)}; pass them")
         return prelude

@@ -7,6 +7,7 @@ Resuming is reading the journal and applying its events again. Runs on asyncio.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import time
@@ -20,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
-from v32.agent.answer import read_answer
 from v32.agent.calls import OpenCalls
 from v32.agent.errors import SessionError
 from v32.agent.events import (
@@ -93,15 +93,14 @@ class Session:
     @classmethod
     def replay(cls, agent: Agent, path: str | os.PathLike[str] | Journal) -> Self:
         """`resume` with an agent that stands already."""
-        from v32.agent.replay import read_events
+        from v32.agent.replay import replay
 
         journal = path if isinstance(path, Journal) else Journal(path)
         contents = journal.open()
         try:
             prelude = Prelude.from_header(contents.header, agent, journal.path)
             session = cls(agent, prelude=prelude, session_id=contents.header["session_id"])
-            for event in read_events(contents.records, journal.path):
-                session._apply(event)
+            replay(contents.records, journal.path, session._apply)
         except BaseException:
             journal.close()
             raise
@@ -285,10 +284,9 @@ class Session:
         )
 
     def _data(self, stopped: Stopped) -> Any:
-        schema = self.prelude.response_format
-        if schema is None or stopped.reason is not StopReason.ANSWER:
+        if self.prelude.response_format is None or stopped.reason is not StopReason.ANSWER:
             return None
-        return read_answer(self.account.output, schema).value
+        return json.loads(self.account.output)
 
     @contextmanager
     def _exclusively(self, announce: Callable[[Event], None]) -> Iterator[None]:

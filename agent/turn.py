@@ -7,9 +7,8 @@ there what has been done. What the model does wrong is a result that it reads; o
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from v32.agent.answer import read_answer
 from v32.agent.context import make_room
@@ -22,6 +21,7 @@ from v32.model_runtime.messages import Completion
 
 if TYPE_CHECKING:
     from v32.agent.session import Session
+    from v32.tools.validation import Validator
 
 
 async def take_turns(session: Session) -> Stopped:
@@ -36,7 +36,7 @@ async def take_turns(session: Session) -> Stopped:
             if may_call == 0:
                 return Stopped(StopReason.TOOL_CALL_LIMIT, f"called on after {limits.tool_calls} tool calls")
         elif answer := session.last_answer:
-            return ended_by(answer, session.prelude.response_format)
+            return ended_by(answer, session.prelude.answer_validator)
         elif limit := reached(limits, session.account.progress):
             return Stopped(*limit)
         else:
@@ -63,12 +63,12 @@ async def complete(session: Session) -> Completion:
     raise AssertionError("a chat model ends its stream with a Completion")
 
 
-def ended_by(completion: Completion, response_format: Mapping[str, Any] | None = None) -> Stopped:
+def ended_by(completion: Completion, validator: Validator | None = None) -> Stopped:
     """Why a completion without calls ends the run."""
     if completion.finish_reason == "length":
         return Stopped(StopReason.LENGTH, f"cut off after {len(completion.token_ids)} tokens")
     if not completion.parsed.content.strip():
         return Stopped(StopReason.EMPTY, "the model ended its turn without an answer")
-    if response_format and (problem := read_answer(completion.parsed.content, response_format).problem):
+    if validator and (problem := read_answer(completion.parsed.content, validator).problem):
         return Stopped(StopReason.INVALID_ANSWER, problem)
     return Stopped(StopReason.ANSWER)

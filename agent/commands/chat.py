@@ -5,36 +5,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from v32.agent.commands import options
-from v32.agent.commands.servers import Servers
+from v32.agent.commands import conversation
 
 if TYPE_CHECKING:
     from v32.agent.session import Session
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--journal", metavar="PATH", help="write the session to a new file, what it computed to PATH.kv"
-    )
-    parser.add_argument("--resume", metavar="PATH", help="go on with a journaled session")
-    options.add_agent_options(parser)
-    options.add_sampling_options(parser)
-    options.add_model_options(parser)
+add_arguments = conversation.add_arguments
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.journal and arguments.resume:
-        raise options.UsageError("--journal starts a new file and --resume goes on with one; give one of them")
-    with asyncio.Runner() as loop, ExitStack() as stack:
-        servers = Servers(arguments.mcp)
-        stack.callback(lambda: loop.run(servers.aclose()))
-        agent = options.build_agent(arguments, loop.run(servers.connect()))
-        agent.model.keep_kv = True
-        session = agent.resume(arguments.resume) if arguments.resume else agent.session(arguments.journal)
-        stack.callback(lambda: loop.run(_close(session)))
+    with conversation.open_conversation(arguments, keep_kv=True) as (loop, session):
         _talk(session, loop)
     return 0
 
@@ -44,15 +26,18 @@ def _talk(session: Session, loop: asyncio.Runner) -> None:
     from v32.agent.render import TextView
 
     view = TextView()
-    if session.is_interrupted:
-        loop.run(follow(session.stream(), view))
-    while (message := _next_message()) is not None:
-        if not message.strip():
-            continue
+
+    def answer(message: str | None) -> None:
         try:
             loop.run(follow(session.stream(message), view))
         except KeyboardInterrupt:
             print(file=sys.stderr)
+
+    if session.is_interrupted:
+        answer(None)
+    while (message := _next_message()) is not None:
+        if message.strip():
+            answer(message)
 
 
 def _next_message() -> str | None:
@@ -65,9 +50,3 @@ def _next_message() -> str | None:
     except (EOFError, KeyboardInterrupt):
         print()
         return None
-
-
-async def _close(session: Session) -> None:
-    await session.aclose()
-    await session.agent.aclose()
-    await session.agent.model.aclose()

@@ -202,6 +202,8 @@ def _document_tools(docs: str | None, topn: int) -> dict[str, list[Tool]]:
     if not Path(docs).is_dir():
         raise UsageError(f"--docs: {docs} is no folder")
     index = LocalIndex.from_folder(docs)
+    if not len(index):
+        raise UsageError(f"--docs: {docs} holds no documents; put .md, .txt or .jsonl files there")
     return {"search": [search_tool(index, topn=topn)], "open_page": [open_page_tool(index)], "find": [find_tool(index)]}
 
 

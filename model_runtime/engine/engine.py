@@ -23,12 +23,13 @@ from v32.model_runtime.cache.pages import PAGE_SIZE, KVLayout, PagePool
 from v32.model_runtime.cache.prefix_cache import PrefixCache
 from v32.model_runtime.engine.ahead import Ahead
 from v32.model_runtime.engine.batch import Part, build_batch
+from v32.model_runtime.engine.decode_graph import Capture, CudaGraphs, DecodeGraphs
 from v32.model_runtime.engine.sampler import Drawn, Row, as_generator_error, draw
 from v32.model_runtime.engine.scheduler import Chunk, Scheduler
 from v32.model_runtime.engine.sequence import Event, Sequence
 from v32.model_runtime.engine.speculative import Computed, Drafter
 from v32.model_runtime.errors import ContextOverflowError, GeneratorError, KVFileError
-from v32.model_runtime.generators.generator import SamplingParams, TokenConstraint
+from v32.model_runtime.generators.generator import SamplingParams, TokenConstraint, context_within
 from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
 
 
@@ -56,12 +57,14 @@ class Engine:
         kv_dtype: torch.dtype | None = None,
         max_context: int | None = None,
         num_drafts: int = 0,
+        capture: Capture | None = None,
         on_close: Callable[[], None] | None = None,
     ) -> None:
         """`kv_dtype`: default the model's; `max_context`: default what the model and the KV budget allow.
 
-        `num_drafts`: tokens that the MTP layer guesses a step, checked in the next one; 0: none. `on_close` lets go of
-        what belongs to the model beside this process.
+        `num_drafts`: tokens that the MTP layer guesses a step, checked in the next one; 0: none. `capture` records
+        decoding steps; on a GPU it is `CudaGraphs` unless a pass has to wait for the host. `on_close` lets go of what
+        belongs to the model beside this process.
         """
         weight = model.model.norm.weight
         self.model = model.eval()
@@ -76,11 +79,14 @@ class Engine:
         )
         self.ahead = Ahead(max_batch_tokens)
         self.drafter = Drafter(self.model, self.pool, num_drafts) if num_drafts else None
-        self.max_context = min(model.config.max_position_embeddings, self.pool.max_pages * PAGE_SIZE)
-        if max_context is not None:
-            if max_context < 2:
-                raise ValueError(f"max_context is {max_context}; it must be 2 or more: a prompt and what follows it")
-            self.max_context = min(self.max_context, max_context)
+        bounds = {
+            "what the model was made for": model.config.max_position_embeddings,
+            "what the KV budget has room for": self.pool.max_pages * PAGE_SIZE,
+        }
+        self.max_context = context_within(bounds, max_context)
+        if capture is None and weight.is_cuda and self.model.is_recordable:
+            capture = CudaGraphs()
+        self.graphs = DecodeGraphs(self.model, self.pool, capture) if capture else None
         self._events: list[SequenceEvent] = []
         self._is_closed = False
         self._on_close = on_close
@@ -212,6 +218,8 @@ class Engine:
         """Forget all cached prefixes; needed after the weights have changed."""
         self.ahead.clear()
         self.prefix_cache.clear()
+        if self.graphs is not None:
+            self.graphs.clear()
 
     def close(self) -> None:
         """Free everything; `add` then raises RuntimeError."""
@@ -240,6 +248,8 @@ class Engine:
 
     def _forward(self, parts: Ids[Part]) -> list[Tensor]:
         """Hidden states of the parts' tokens, [n, D] for each; keys and values go to the pages."""
+        if self.graphs is not None and self.graphs.takes(parts):
+            return self.graphs.run(parts)
         batch = build_batch(parts, self.pool, self.config.index_topk)
         hidden = self.model(batch.input_ids, batch.positions, batch.attention)
         return [hidden[rows] for rows in batch.rows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Hashable, Sequence
+from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -120,3 +120,18 @@ class KeepsKV(Protocol):
 
     def load_kv(self, path: Path, encoder: str) -> None:
         """Have a file of `save_kv` read before any generation that is asked for later; no such file: nothing."""
+
+
+def context_within(bounds: Mapping[str, int], asked: int | None) -> int:
+    """The positions of prompt and completion together: as many as asked for, or as the tightest bound has room for.
+
+    `bounds` are named in the `ValueError` for a context that no prompt fits into, or that is longer than one of them.
+    """
+    if asked is None:
+        return min(bounds.values())
+    if asked < 2:
+        raise ValueError(f"max_context is {asked}; it must be 2 or more: a prompt and what follows it")
+    for name, bound in bounds.items():
+        if asked > bound:
+            raise ValueError(f"max_context is {asked:,}; {name} is {bound:,}: ask for at most that")
+    return asked

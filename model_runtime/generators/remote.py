@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import Any, Literal, NamedTuple, Protocol
 
 from v32.model_runtime.errors import ContextOverflowError, GeneratorError
-from v32.model_runtime.generators.generator import Finished, SamplingParams, Token, TokenConstraint
+from v32.model_runtime.generators.generator import Finished, SamplingParams, Token, TokenConstraint, context_within
 from v32.model_runtime.generators.server import Server
 
 
@@ -105,3 +105,11 @@ class RemoteGenerator(ABC):
     @abstractmethod
     def _reply(self, params: SamplingParams) -> Reply:
         """What reads the answer."""
+
+
+def served_context(server: Server, bounds: Sequence[Any], asked: int | None) -> int:
+    """The context to use, given what the server says of its own; `GeneratorError` if nobody says."""
+    known = [bound for bound in bounds if isinstance(bound, int)]
+    if not known and asked is None:
+        raise GeneratorError(f"{server.url} does not say how long its context is; give max_context")
+    return context_within({f"the context of {server.url}": min(known)} if known else {}, asked)

@@ -8,7 +8,7 @@ from typing import Any
 
 from v32.model_runtime.errors import GeneratorError
 from v32.model_runtime.generators.generator import SamplingParams, Token, TokenConstraint
-from v32.model_runtime.generators.remote import Ending, RemoteGenerator
+from v32.model_runtime.generators.remote import Ending, RemoteGenerator, served_context
 from v32.model_runtime.generators.server import Server
 from v32.model_runtime.grammar.server import ebnf_of
 
@@ -26,11 +26,8 @@ class SGLangGenerator(RemoteGenerator):
         if model is not None and model != served:
             raise GeneratorError(f"{server.url} has no model {model!r}; it serves {served}")
         info = server.get("/get_server_info")
-        bounds = [info.get("context_length"), info.get("max_req_input_len"), max_context]
-        bounds = [bound for bound in bounds if isinstance(bound, int)]
-        if not bounds:
-            raise GeneratorError(f"{server.url} does not say how long its context is; give max_context")
-        return cls(server, served, min(bounds))
+        bounds = [info.get("context_length"), info.get("max_req_input_len")]
+        return cls(server, served, served_context(server, bounds, max_context))
 
     def _request(
         self, prompt_ids: Sequence[int], params: SamplingParams, constraint: TokenConstraint | None, num_new: int

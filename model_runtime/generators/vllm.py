@@ -7,7 +7,7 @@ from typing import Any
 
 from v32.model_runtime.errors import GeneratorError
 from v32.model_runtime.generators.generator import SamplingParams, Token, TokenConstraint
-from v32.model_runtime.generators.remote import Ending, RemoteGenerator
+from v32.model_runtime.generators.remote import Ending, RemoteGenerator, served_context
 from v32.model_runtime.generators.server import Server
 from v32.model_runtime.grammar.server import ebnf_of
 
@@ -25,10 +25,7 @@ class VLLMGenerator(RemoteGenerator):
         model = model or next(iter(offered), "")
         if model not in offered:
             raise GeneratorError(f"{server.url} has no model {model!r}; it serves {', '.join(offered) or 'none'}")
-        served = offered[model].get("max_model_len")
-        if served is None and max_context is None:
-            raise GeneratorError(f"{server.url} does not say how long its context is; give max_context")
-        return cls(server, model, min(bound for bound in (served, max_context) if bound is not None))
+        return cls(server, model, served_context(server, [offered[model].get("max_model_len")], max_context))
 
     def _request(
         self, prompt_ids: Sequence[int], params: SamplingParams, constraint: TokenConstraint | None, num_new: int

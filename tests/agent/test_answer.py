@@ -20,6 +20,7 @@ from v32.model_runtime.errors import GeneratorError, UnsupportedSchemaError
 from v32.model_runtime.generators.scripted import ScriptedGenerator
 from v32.model_runtime.grammar import ConstraintCompiler
 from v32.tools import RawTool, ToolDefinitionError, tool
+from v32.tools.validation import Validator
 
 pytestmark = pytest.mark.anyio
 
@@ -29,6 +30,7 @@ CITY: dict[str, Any] = {
     "required": ["name", "people"],
     "additionalProperties": False,
 }
+INTEGERS = Validator({"type": "array", "items": {"type": "integer"}}, "response_format")
 PARIS = '{"name": "Paris", "people": 2100000}'
 
 
@@ -126,7 +128,7 @@ def test_a_tool_that_cannot_be_offered_is_refused_at_construction(held: Callable
 @given(text=st.text() | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(json.dumps))
 @settings(deadline=None, max_examples=60)
 def test_every_text_is_an_answer_or_has_a_problem(text: str) -> None:
-    answer = read_answer(text, {"type": "array", "items": {"type": "integer"}})
+    answer = read_answer(text, INTEGERS)
     if answer.problem is None:
         assert answer.value == json.loads(text)
         assert all(isinstance(item, int) for item in answer.value)
@@ -137,7 +139,7 @@ def test_every_text_is_an_answer_or_has_a_problem(text: str) -> None:
 def test_answers_are_checked_as_arguments_are() -> None:
     """Formats count, every problem is named, and no reference is fetched."""
     schema = {"type": "object", "properties": {"on": {"type": "string", "format": "date"}, "n": {"type": "integer"}}}
-    assert read_answer('{"on": "soon", "n": "1"}', schema).problem == (
+    assert read_answer('{"on": "soon", "n": "1"}', Validator(schema, "response_format")).problem == (
         "the answer does not follow response_format: "
         '$.n: expected integer, got string "1"; $.on: string "soon" is no date, such as 2026-01-31'
     )

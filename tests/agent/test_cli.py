@@ -57,6 +57,7 @@ def test_every_command_describes_itself(command: str, capsys: pytest.CaptureFixt
         (["chat", "--mcp", "http://127.0.0.1:1/mcp"], "the MCP server http://127.0.0.1:1/mcp cannot be used"),
         (["run", "q", "--tools", "search", "--docs", "/nowhere"], "--docs: /nowhere is no folder"),
         (["run", "q", "--temperature", "-1"], "temperature is -1.0; it must be 0"),
+        (["run", "q", "--max-context", "1000000"], "max_context is 1,000,000; what the model was made for is "),
         (["run", "q", "--max-turns", "0"], "Limits.turns is 0; it must be more than 0"),
         (["run", "q", "--context", "discard-50%"], "unknown context strategy 'discard-50%'"),
         (["run", "q", "--model", "/nowhere/model"], "/nowhere/model"),
@@ -72,6 +73,11 @@ def test_a_mistake_is_one_line_with_the_remedy(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_folder_without_documents_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "q", "--tools", "search", "--docs", str(tmp_path)]) == 2
+    assert "holds no documents; put .md, .txt or .jsonl files there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

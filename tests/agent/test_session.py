@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import itertools
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +109,7 @@ async def test_resuming_without_the_tools_or_with_another_model_is_refused(
 @pytest.mark.parametrize(
     ("written", "instead", "message"),
     [
+        ('"session_id":', '"session":', "line 1 is no header: KeyError"),
         ('"tools":', '"tolls":', "line 1 is no header: KeyError"),
         ('"model":{', '"model":7,"was":{', "line 1 is no header: TypeError"),
         ('"type":"user_said"', '"type":"said"', "line 2 is no event: KeyError"),
@@ -121,6 +125,33 @@ async def test_a_line_that_is_json_but_no_record_is_named(
     path.write_text(path.read_text().replace(written, instead))
     with pytest.raises(JournalError, match=message):
         Session.resume(path, model=scripted())
+
+
+@pytest.mark.slow
+async def test_a_damaged_field_is_an_error_that_names_its_line_or_does_not_matter(
+    scripted: Scripted, say: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "s.jsonl"
+    model = scripted(say.calls(("double", {"number": 4})), say.answer("8"))
+    await Agent(model, tools=[double], journal=path).run("Go.")
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines):
+        for where, instead in itertools.product(places(json.loads(line)), (None, 7, [1])):
+            record = inner = json.loads(line)
+            for key in where[:-1]:
+                inner = inner[key]
+            inner[where[-1]] = instead
+            path.write_text("\n".join([*lines[:number], json.dumps(record), *lines[number + 1 :]]) + "\n")
+            with contextlib.suppress(JournalError):
+                async with Session.resume(path, model=scripted(say.answer("8")), tools=[double]) as session:
+                    await session.run()
+
+
+def places(value: Any) -> Iterator[tuple[Any, ...]]:
+    """The keys that lead to every value inside a JSON value."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (key,)
+        yield from ((key, *rest) for rest in places(inner))
 
 
 async def test_wrong_use_is_named(scripted: Scripted, say: Any) -> None:

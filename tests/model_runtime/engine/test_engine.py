@@ -299,6 +299,10 @@ def test_bad_prompts_are_refused_by_name(model: DeepseekV32ForCausalLM, oracle: 
         Engine(model, max_batch_tokens=8)
     with pytest.raises(ValueError, match="max_context is 1; it must be 2 or more"):
         Engine(model, max_context=1)
+    with pytest.raises(ValueError, match=r"max_context is 10,000,000; what the model was made for is [\d,]+:"):
+        Engine(model, max_context=10_000_000)
+    with pytest.raises(ValueError, match="max_context is 200; what the KV budget has room for is 64"):
+        Engine(model, max_context=200, kv_budget_bytes=2 * Engine(model).pool.layout.page_bytes - 1)
     with pytest.raises(ValueError, match="temperature is nan; it must be 0"):
         SamplingParams(temperature=float("nan"))
     engine.close()
