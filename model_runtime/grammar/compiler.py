@@ -11,6 +11,7 @@ from v32.model_runtime.encoding import ChatTokenizer
 from v32.model_runtime.errors import UnsupportedSchemaError
 from v32.model_runtime.grammar.completion import CONTROL_CHARACTER, completion_grammar
 from v32.model_runtime.grammar.forced import CanonicalForcing
+from v32.model_runtime.grammar.library import load_xgrammar
 from v32.model_runtime.grammar.matcher import GrammarConstraint
 from v32.model_runtime.grammar.schema import canonical_json
 from v32.model_runtime.messages import ThinkingMode, ToolChoice, ToolSpec
@@ -93,8 +94,7 @@ class ConstraintCompiler:
 
     @cached_property
     def _compiler(self) -> xgrammar.GrammarCompiler:
-        import xgrammar
-
+        xgrammar = load_xgrammar()
         info = xgrammar.TokenizerInfo(
             [self._grammar_bytes(token_id) for token_id in range(self.vocab_size)],
             xgrammar.VocabType.RAW,

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 
-import openai
 import pytest
 
 SERVE = [sys.executable, "-m", "v32.agent.cli", "serve", "--port"]
@@ -16,6 +15,8 @@ SERVE = [sys.executable, "-m", "v32.agent.cli", "serve", "--port"]
 
 @pytest.mark.slow
 def test_the_embedded_checkpoint_answers_the_openai_client() -> None:
+    import openai
+
     with subprocess.Popen([*SERVE, "0", "--seed", "1"], stderr=subprocess.PIPE, text=True) as server:
         try:
             assert server.stderr is not None

@@ -6,6 +6,7 @@ import asyncio
 import os
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from v32.agent.commands.servers import Servers
 from v32.tools import ToolContext, ToolsError, Toolset
 
-pytest.importorskip("mcp", reason="the extra `mcp` is not installed")
+pytestmark = pytest.mark.skipif(find_spec("mcp") is None, reason="the extra `mcp` is not installed")
 CONTEXT = ToolContext("call-1", "session-1")
 
 

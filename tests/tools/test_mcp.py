@@ -4,6 +4,7 @@ import json
 import socket
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from v32.tools import ToolContext, ToolsError, Toolset, tool
 from v32.tools.mcp_client import mcp_tools, modern_schema
 from v32.tools.mcp_server import mcp_server
 
-pytest.importorskip("mcp", reason="the extra `mcp` is not installed")
-pytestmark = pytest.mark.anyio
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(find_spec("mcp") is None, reason="the extra `mcp` is not installed"),
+]
 
 SERVER = '''
 import os, time

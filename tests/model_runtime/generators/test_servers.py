@@ -12,6 +12,7 @@ from v32.model_runtime.errors import GeneratorError
 from v32.model_runtime.generators import Finished, SamplingParams, SGLangGenerator, Token, VLLMGenerator
 from v32.model_runtime.generators.server import Server
 from v32.model_runtime.grammar import ConstraintCompiler
+from v32.model_runtime.grammar.library import load_xgrammar
 from v32.model_runtime.grammar.server import ServerConstraintCompiler
 from v32.model_runtime.messages import ToolSpec
 
@@ -72,8 +73,7 @@ async def test_the_request_carries_ids_sampling_and_grammar(kind: str, tokenizer
 
 
 async def test_a_servers_grammar_is_one_that_xgrammar_compiles(tokenizer: ChatTokenizer) -> None:
-    import xgrammar
-
+    xgrammar = load_xgrammar()
     constraint = ServerConstraintCompiler(tokenizer).compile([NOW])
     words = [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size)]
     info = xgrammar.TokenizerInfo(words, stop_token_ids=[tokenizer.eos_id])
@@ -131,6 +131,10 @@ def test_a_model_that_is_not_there(kind: str) -> None:
         with pytest.raises(GeneratorError, match=r"no model 'other'; it serves org/DeepSeek-V3\.2"):
             KINDS[kind].connect(Server(url), "other")
         assert KINDS[kind].connect(Server(url), max_context=50).max_context == 50
+        with pytest.raises(
+            ValueError, match=rf"max_context is 1,000,000; the context of {url} is [\d,]+: ask for at most"
+        ):
+            KINDS[kind].connect(Server(url), max_context=1_000_000)
 
 
 async def test_a_server_takes_no_compiled_constraint_of_another_kind(tokenizer: ChatTokenizer) -> None:

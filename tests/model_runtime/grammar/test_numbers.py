@@ -7,15 +7,16 @@ import random
 from fractions import Fraction
 
 import pytest
-import xgrammar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from v32.model_runtime.grammar.library import load_xgrammar
 from v32.model_runtime.grammar.numbers import number_expression
 from v32.model_runtime.grammar.schema import Number, read_arguments
 
 from .conftest import tool
 
+xgrammar = load_xgrammar()
 BYTES = xgrammar.TokenizerInfo([bytes([byte]) for byte in range(256)] + [b"<eos>"], stop_token_ids=[256])
 COMPILER = xgrammar.GrammarCompiler(BYTES, max_threads=1, cache_enabled=False)
 
