@@ -11,13 +11,14 @@ results of a token's experts are added in the order of its choices: no atomics, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from v32.kernels.fp8_gemm.triton import BLOCK, quantized, scaled_product, tile_for
 from v32.kernels.swiglu.triton import swiglu
@@ -127,6 +128,10 @@ def _grouped(
     return y
 
 
+_TABLES: MutableMapping[Tensor, tuple[list[int], Tensor]] = WeakTensorKeyDictionary()
+"""The last table that began with a tensor, which it lives as long as: a CUDA graph may hold its address."""
+
+
 def _addresses(tensors: Sequence[Tensor | None], device: torch.device) -> Tensor:
     addresses = []
     for tensor in tensors:
@@ -134,7 +139,11 @@ def _addresses(tensors: Sequence[Tensor | None], device: torch.device) -> Tensor
         if not tensor.is_contiguous():
             raise ValueError(f"expert weights must be contiguous, got strides {tensor.stride()}")
         addresses.append(0 if tensor.is_meta else tensor.data_ptr())
-    return torch.tensor(addresses, dtype=torch.int64, device=device)
+    assert tensors[0] is not None
+    known = _TABLES.get(tensors[0])
+    if known is None or known[0] != addresses:
+        known = _TABLES[tensors[0]] = addresses, torch.tensor(addresses, dtype=torch.int64, device=device)
+    return known[1]
 
 
 @triton.jit

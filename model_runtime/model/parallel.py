@@ -152,6 +152,11 @@ class ParallelForCausalLM(DeepseekV32ForCausalLM):
         return self.ranks.gather(super().compute_logits(hidden), self.config.vocab_size)
 
     @property
+    def is_recordable(self) -> bool:
+        """No: ranks tell each other what comes."""
+        return False
+
+    @property
     def _leads(self) -> bool:
         return self.ranks is not None and self.ranks.shard.rank == 0
 

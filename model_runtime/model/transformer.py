@@ -117,5 +117,10 @@ class DeepseekV32ForCausalLM(nn.Module):
         return next((b.cached_experts.cache for b in blocks if isinstance(b, MoE) and b.cached_experts), None)
 
     @property
+    def is_recordable(self) -> bool:
+        """Whether a pass on a GPU waits for nothing on the host, so that a CUDA graph can hold it."""
+        return self.expert_cache is None
+
+    @property
     def mtp_layers(self) -> list[MTPLayer]:
         return [cast(MTPLayer, layer) for layer in self.model.layers[self.config.num_hidden_layers :]]
