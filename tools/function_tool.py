@@ -54,7 +54,7 @@ class FunctionTool(Generic[P, R]):
         self.name: str = name or _name_of(function)
         if namespace is None:
             namespace = dict(sys._getframe(1).f_locals)
-        doc = parse_docstring(inspect.getdoc(function))
+        doc = parse_docstring(inspect.getdoc(_whole(function)))
         self.description: str = doc.description if description is None else description
         self._signature = read_signature(function, self.name, doc, namespace)
         self.parameters: Mapping[str, Any] = self._signature.schema
@@ -185,13 +185,21 @@ async def _run(run: Callable[[], Any], *, is_async: bool, in_worker: bool) -> To
     return to_output(value)
 
 
-def _is_async(function: Callable[..., Any]) -> bool:
+def _whole(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What `functools.partial` was applied to."""
     while isinstance(function, functools.partial):
         function = function.func
+    return function
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    function = _whole(function)
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
 def _runs_in_worker(name: str, function: Callable[..., Any], asked: bool | None) -> bool:
+    if inspect.isasyncgenfunction(_whole(function)):
+        raise ToolDefinitionError(f"tool {name!r} yields; a call has one result: collect it, and return it")
     if _is_async(function):
         if asked:
             raise ToolDefinitionError(f"tool {name!r} is async and runs on the event loop; leave out in_worker")

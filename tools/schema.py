@@ -78,7 +78,7 @@ def read_signature(
     parameters: dict[str, tuple[Any, inspect.Parameter]] = {}
     for parameter in signature.parameters.values():
         annotation = _annotation(parameter, hints, name)
-        if annotation is ToolContext:
+        if annotation in (ToolContext, ToolContext | None):
             context_name = parameter.name
         else:
             parameters[parameter.name] = _with_modern_typed_dicts(annotation), parameter
@@ -112,6 +112,10 @@ def _annotation(parameter: inspect.Parameter, hints: Mapping[str, Any], tool_nam
         stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**"
         raise ToolDefinitionError(
             f"tool {tool_name!r} takes {stars}{parameter.name}, which has no schema; name its parameters or use RawTool"
+        )
+    if parameter.name not in hints and parameter.name == "self":
+        raise ToolDefinitionError(
+            f"tool {tool_name!r} is a method of no object; offer that of one: `object.{tool_name}`"
         )
     if parameter.name not in hints:
         raise ToolDefinitionError(

@@ -199,7 +199,7 @@ def _problems(error: ValidationError) -> Iterator[Problem]:
 
 
 def _closest_branch(error: ValidationError) -> Iterator[Problem]:
-    """Of a union, the problems of the branch that fits best: the type is right, and it fails deepest in the value."""
+    """Of a union, the problems of the branch that fits best: type and tag are right, it fails deepest in the value."""
     branches: dict[int, list[ValidationError]] = {}
     for part in error.context or ():
         branches.setdefault(int(part.schema_path[0]), []).append(part)
@@ -213,9 +213,10 @@ def _closest_branch(error: ValidationError) -> Iterator[Problem]:
         yield from _problems(part)
 
 
-def _fit(parts: list[ValidationError]) -> tuple[bool, int, int]:
+def _fit(parts: list[ValidationError]) -> tuple[bool, bool, int, int]:
     has_type = not any(part.validator == "type" and not part.path for part in parts)
-    return has_type, max(len(part.path) for part in parts), -len(parts)
+    has_tag = not any(part.validator == "const" for part in parts)
+    return has_type, has_tag, max(len(part.path) for part in parts), -len(parts)
 
 
 def _says(error: ValidationError, key: str) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 import enum
 import json
 import typing
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from math import inf
 from typing import Annotated, Any, Literal, Optional, Union
 
@@ -291,6 +292,30 @@ def test_the_context_is_filled_in_and_not_offered() -> None:
     assert anyio.run(f.call, {"a": 1}, ToolContext("c-7")).text == "1 c-7"
 
 
+def test_an_optional_context_is_filled_in_too() -> None:
+    @tool(in_worker=False)
+    def f(a: int, context: ToolContext | None = None) -> str:
+        return f"{a} {context.call_id if context else 'nobody'}"
+
+    assert list(f.parameters["properties"]) == ["a"]
+    assert anyio.run(f.call, {"a": 1}, ToolContext("c-7")).text == "1 c-7"
+
+
+def test_a_partial_is_described_as_its_function() -> None:
+    def scale(factor: int, value: int) -> int:
+        """Multiply.
+
+        Args:
+            value: What to multiply.
+        """
+        return factor * value
+
+    f = tool(name="double", in_worker=False)(partial(scale, 2))
+    assert (f.description, f.parameters["properties"]["value"]["description"]) == ("Multiply.", "What to multiply.")
+    assert list(f.parameters["properties"]) == ["value"]
+    assert anyio.run(f.call, {"value": 4}, ToolContext("c")).text == "8"
+
+
 def test_types_of_the_surrounding_function_resolve() -> None:
     class Local(BaseModel):
         n: int
@@ -311,6 +336,8 @@ def test_types_of_the_surrounding_function_resolve() -> None:
         (lambda: tool(unresolved), "cannot be resolved: name 'Nowhere'"),
         (lambda: tool(opaque), "the parameters of tool 'opaque' have no schema"),
         (lambda: tool(timeout=0)(untimed), "timeout of tool 'untimed' is 0"),
+        (lambda: tool(yielding), "tool 'yielding' yields; a call has one result"),
+        (lambda: tool(Unbound.method), "tool 'method' is a method of no object"),
     ],
 )
 def test_what_cannot_be_a_tool_is_refused_by_name(make: Callable[[], Any], message: str) -> None:
@@ -328,6 +355,14 @@ def unannotated(x): ...  # type: ignore[no-untyped-def]
 
 
 def variadic(**options: int) -> None: ...
+
+
+async def yielding() -> AsyncIterator[int]:
+    yield 1
+
+
+class Unbound:
+    def method(self, x: int) -> None: ...
 
 
 def unresolved(x: Nowhere) -> None: ...  # type: ignore[name-defined] # noqa: F821
