@@ -11,8 +11,10 @@ import html
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import anyio
@@ -25,6 +27,10 @@ from v32.tools.web.cassette import Cassette
 
 MAX_ANSWER_BYTES = 4 << 20
 MAX_PAUSE_SECONDS = 10.0
+MAX_QUERY_CHARS, MAX_QUERY_WORDS = 400, 50
+# Whose key, credit or settings they are: not what the model can do something about. 432 and 433 are Tavily's.
+_FOR_THE_OPERATOR = {401, 402, 403, 432, 433}
+_OF_THE_ACCOUNT = re.compile(r"subscription token|api.?key|credits", re.IGNORECASE)  # 422 of Brave, 400 of Serper
 _TAG = re.compile(r"<[^<>]{0,200}>")
 
 
@@ -39,6 +45,7 @@ class Provider:
     url: str = "url"
     snippet: str = "content"
     needs_key: bool = True
+    remedy: str = ""
 
 
 def _searxng(base: str, key: str, query: str, topn: int) -> dict[str, Any]:
@@ -47,12 +54,12 @@ def _searxng(base: str, key: str, query: str, topn: int) -> dict[str, Any]:
 
 def _brave(base: str, key: str, query: str, topn: int) -> dict[str, Any]:
     headers = {"X-Subscription-Token": key, "Accept": "application/json"}
-    params = {"q": query[:400], "count": min(topn, 20)}
+    params = {"q": _short(query), "count": min(topn, 20)}
     return {"method": "GET", "url": f"{base}/res/v1/web/search", "params": params, "headers": headers}
 
 
 def _tavily(base: str, key: str, query: str, topn: int) -> dict[str, Any]:
-    body = {"query": query, "max_results": min(topn, 20)}
+    body = {"query": _short(query), "max_results": min(topn, 20)}
     return {"method": "POST", "url": f"{base}/search", "json": body, "headers": {"Authorization": f"Bearer {key}"}}
 
 
@@ -66,8 +73,20 @@ def _serper(base: str, key: str, query: str, topn: int) -> dict[str, Any]:
     return {"method": "POST", "url": f"{base}/search", "json": body, "headers": {"X-API-KEY": key}}
 
 
+def _short(query: str) -> str:
+    """A query that is too long would be refused."""
+    return " ".join(query.split()[:MAX_QUERY_WORDS])[:MAX_QUERY_CHARS]
+
+
 PROVIDERS: Mapping[str, Provider] = {
-    "searxng": Provider("", "SEARXNG_URL", _searxng, ("results",), needs_key=False),
+    "searxng": Provider(
+        "",
+        "SEARXNG_URL",
+        _searxng,
+        ("results",),
+        needs_key=False,
+        remedy="add json to search.formats in its settings.yml, and let its limiter pass this host",
+    ),
     "brave": Provider(
         "https://api.search.brave.com", "BRAVE_API_KEY", _brave, ("web", "results"), snippet="description"
     ),
@@ -116,40 +135,38 @@ class WebSearch:
         async with httpx.AsyncClient(timeout=self._seconds) as client:
             for attempt in range(self._attempts):
                 await self._wait_for_turn()
-                pause = 0.5 * 2**attempt
+                pause = min(0.5 * 2**attempt, MAX_PAUSE_SECONDS)
                 try:
-                    response = await client.request(**request)
+                    response = await _received(client, request)
                 except httpx.HTTPError as error:
                     problem = f"cannot be reached ({error or type(error).__name__})"
                 else:
                     if response.status_code < 400:
-                        return self._parsed(response)
-                    problem = f"answered {response.status_code}"
-                    if response.status_code in (401, 403):
-                        raise ProviderError(f"{self._base_url} refused the key of {self._provider.variable}: {problem}")
-                    if response.status_code != 429 and response.status_code < 500:
-                        raise ToolError(f"the search service {problem}; try other words")
+                        return _parsed(response)
+                    problem = self._problem(response)
                     pause = _pause(response.headers.get("retry-after"), pause)
+                if pause > MAX_PAUSE_SECONDS:
+                    raise ToolError(f"the search service {problem}; it is busy for another {pause:.0f} s")
                 if attempt + 1 < self._attempts:
                     await anyio.sleep(pause)
         raise ToolError(f"the search service {problem}; try again later")
+
+    def _problem(self, response: httpx.Response) -> str:
+        """What a refusal says. Raises `ProviderError` for the operator, `ToolError` where asking again is no use."""
+        status, words = response.status_code, _words(response)
+        problem = f"answered {status}{words and f' ({words})'}"
+        if status in _FOR_THE_OPERATOR or (status in (400, 422) and _OF_THE_ACCOUNT.search(words)):
+            remedy = self._provider.remedy or f"check {self._provider.variable} and what its account may do"
+            raise ProviderError(f"{self._base_url} {problem}: {remedy}")
+        if status != 429 and status < 500:
+            raise ToolError(f"the search service {problem}; try other words")
+        return problem
 
     async def _wait_for_turn(self) -> None:
         now = anyio.current_time()
         start = max(now, self._next_start)
         self._next_start = start + self._interval
         await anyio.sleep(start - now)
-
-    def _parsed(self, response: httpx.Response) -> dict[str, Any]:
-        try:
-            if len(response.content) > MAX_ANSWER_BYTES:
-                raise ValueError("too long")
-            answer = response.json()
-        except (ValueError, RecursionError):
-            answer = None
-        if not isinstance(answer, dict):
-            raise ToolError("the search service answered with something that is no JSON object; try again later")
-        return answer
 
     def _hits(self, answer: Any) -> list[Hit]:
         for name in self._provider.results:
@@ -183,11 +200,51 @@ def web_search(
     return WebSearch(provider, base_url=value, cassette=cassette, **options)
 
 
-def _pause(retry_after: str | None, otherwise: float) -> float:
+async def _received(client: httpx.AsyncClient, request: Mapping[str, Any]) -> httpx.Response:
+    """The response, with no more of its body than is allowed, and a little."""
+    async with client.stream(**request) as response:
+        body = bytearray()
+        async for piece in response.aiter_bytes():
+            body += piece
+            if len(body) > MAX_ANSWER_BYTES:
+                break
+        headers = {name: value for name, value in response.headers.items() if name == "retry-after"}
+        return httpx.Response(response.status_code, headers=headers, content=bytes(body))
+
+
+def _parsed(response: httpx.Response) -> dict[str, Any]:
     try:
-        return min(max(float(retry_after or ""), 0.0), MAX_PAUSE_SECONDS)
-    except ValueError:
-        return min(otherwise, MAX_PAUSE_SECONDS)
+        if len(response.content) > MAX_ANSWER_BYTES:
+            raise ValueError("too long")
+        answer = response.json()
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        raise ToolError("the search service answered with something that is no JSON object; try again later")
+    return answer
+
+
+def _words(response: httpx.Response) -> str:
+    """Why the service refuses, wherever in its answer it says so."""
+    try:
+        answer = response.json()
+        for key in ("error", "detail", "error", "message"):
+            if isinstance(answer, dict):
+                answer = answer.get(key, answer)
+    except (ValueError, RecursionError):
+        return ""
+    return answer[:200] if isinstance(answer, str) else ""
+
+
+def _pause(retry_after: str | None, otherwise: float) -> float:
+    """Seconds, or a date, as HTTP has it."""
+    text = (retry_after or "").strip()
+    if text.replace(".", "", 1).isdecimal():
+        return float(text)
+    try:
+        return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
+    except (ValueError, OverflowError):
+        return otherwise
 
 
 def _plain(value: Any) -> str:

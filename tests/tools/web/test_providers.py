@@ -77,8 +77,9 @@ async def test_a_busy_service_is_asked_again(site: Any) -> None:
     [
         (500, {}, ToolError, "the search service answered 500; try again later"),
         (400, {}, ToolError, "the search service answered 400; try other words"),
-        (401, {}, ProviderError, "refused the key of BRAVE_API_KEY"),
+        (401, {}, ProviderError, "answered 401: check BRAVE_API_KEY and what its account may do"),
         (200, [1], ToolError, "no JSON object"),
+        (200, {"x": "y" * (5 << 20)}, ToolError, "no JSON object"),
     ],
 )
 async def test_failures_are_told(site: Any, status: int, body: Any, error: type[Exception], message: str) -> None:
@@ -86,6 +87,62 @@ async def test_failures_are_told(site: Any, status: int, body: Any, error: type[
     with pytest.raises(error, match=message):
         await client(site, "brave", attempts=2).search("q", 5)
     assert len(site.requests) == (2 if status == 500 else 1)
+
+
+# What each service says where it refuses, in its own format.
+REFUSALS: list[tuple[str, int, Any, type[Exception], str]] = [
+    ("brave", 422, {"error": {"code": "SUBSCRIPTION_TOKEN_INVALID", "detail": "The subscription token is invalid."}},
+     ProviderError, r"answered 422 \(The subscription token is invalid\.\): check BRAVE_API_KEY"),
+    ("brave", 422, {"type": "ErrorResponse", "error": {"detail": "Unable to validate request parameter(s)"}},
+     ToolError, r"answered 422 \(Unable to validate request parameter\(s\)\); try other words"),
+    ("tavily", 401, {"detail": {"error": "Unauthorized: invalid API key."}}, ProviderError, "TAVILY_API_KEY"),
+    ("tavily", 432, {"detail": {"error": "This request exceeds your plan's set usage limit."}},
+     ProviderError, "exceeds your plan's set usage limit"),
+    ("tavily", 400, {"detail": {"error": "Query is too long."}}, ToolError, r"answered 400 \(Query is too long\.\)"),
+    ("exa", 402, {"requestId": "1", "error": "You have no credits left.", "tag": "NO_MORE_CREDITS"},
+     ProviderError, r"\(You have no credits left\.\): check EXA_API_KEY"),
+    ("serper", 403, {"message": "Unauthorized.", "statusCode": 403}, ProviderError, r"403 \(Unauthorized\.\)"),
+    ("serper", 400, {"message": "Not enough credits", "statusCode": 400}, ProviderError, "SERPER_API_KEY"),
+    ("searxng", 403, "<title>403 Forbidden</title>", ProviderError, "add json to search.formats in its settings.yml"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "status", "body", "error", "message"), REFUSALS)
+async def test_refusals_are_told_in_the_words_of_the_service(
+    site: Any, name: str, status: int, body: Any, error: type[Exception], message: str
+) -> None:
+    answers(site, SERVICES[name][0], body, status)
+    with pytest.raises(error, match=message):
+        await client(site, name).search("q", 5)
+    assert len(site.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "requests", "message"),
+    [
+        ("0", 2, "answered 429; try again later"),
+        ("soon", 2, "answered 429; try again later"),
+        ("nan", 2, "answered 429; try again later"),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 2, "answered 429; try again later"),
+        ("Wed, 21 Oct 2199 07:28:00 GMT", 1, r"answered 429; it is busy for another \d+ s"),
+        ("3600", 1, "answered 429; it is busy for another 3600 s"),
+    ],
+)
+async def test_a_busy_service_says_how_long_to_wait(site: Any, retry_after: str, requests: int, message: str) -> None:
+    answers(site, "/search", {}, 429, Retry_After=retry_after)
+    with pytest.raises(ToolError, match=message):
+        await client(site, "exa", attempts=2).search("q", 5)
+    assert len(site.requests) == requests
+
+
+@pytest.mark.parametrize("name", ["brave", "tavily"])
+async def test_queries_are_kept_to_what_the_service_takes(site: Any, name: str) -> None:
+    answers(site, *SERVICES[name])
+    await client(site, name).search("word " * 60 + "x" * 500, 1)
+    request = site.requests[0]
+    sent = parse_qs(urlsplit(request.path).query).get("q") or [json.loads(request.body)["query"]]
+    assert len(sent[0]) <= 400
+    assert len(sent[0].split()) <= 50
 
 
 @pytest.mark.parametrize(
