@@ -47,14 +47,21 @@ async def mcp_tools(
     if not isinstance(server, str) and isinstance(server, Sequence):
         command, *arguments = server
         server = parameters(command=command, args=arguments, env=None if env is None else dict(env), cwd=cwd)
+    failure: Exception | None = None  # raised below: on its way out, the SDK would put it into a group
     async with AsyncExitStack() as stack:
         try:
             client = await _connected(stack, partial(client_class, server, read_timeout_seconds=timeout))
             listed = await _listed(client)
         except Exception as error:
             reason = str(_bottom(error)) or type(_bottom(error)).__name__
-            raise ToolsError(f"the MCP server {named} cannot be used: {reason}") from error
-        yield [McpTool(client, tool, prefix, timeout) for tool in listed]
+            failure = ToolsError(f"the MCP server {named} cannot be used: {reason}")
+        else:
+            try:
+                yield [McpTool(client, tool, prefix, timeout) for tool in listed]
+            except Exception as error:
+                failure = error
+    if failure is not None:
+        raise failure
 
 
 class McpTool:
@@ -76,6 +83,8 @@ class McpTool:
             raise ToolError(f"{self.name}: {error}") from error
         except (anyio.ClosedResourceError, anyio.BrokenResourceError, anyio.EndOfStream, OSError) as error:
             raise ToolError(f"{self.name}: the MCP server has ended; its tools cannot be used any more") from error
+        except ValueError as error:
+            raise ToolError(f"{self.name}: the MCP server answered with something that is no result") from error
         text = _text(result)
         if result.is_error and not text.startswith("Error"):
             text = f"Error: {text}"

@@ -94,6 +94,57 @@ async def test_a_server_that_hangs_or_dies_is_a_failed_call(command: list[str], 
         assert died.text.startswith("Error: ")
 
 
+# Speaks just enough of the protocol by hand to break it.
+ODD_SERVER = """
+import json, sys, time
+mode = sys.argv[1]
+def say(**message): print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], **message}), flush=True)
+for line in sys.stdin:
+    asked = json.loads(line)
+    if asked["method"] == "initialize":
+        print("noise\\n{not json\\n[]", flush=True)
+        about = {"capabilities": {"tools": {}}, "serverInfo": {"name": "x", "version": ""}}
+        say(result={"protocolVersion": asked["params"]["protocolVersion"], **about})
+    elif asked["method"] == "tools/list" and mode != "lists nothing":
+        say(result={"tools": [{"name": "t", "inputSchema": {"type": "object"}}]})
+    elif asked["method"] == "tools/call" and mode == "no result":
+        say(result={"content": "x"})
+    elif asked["method"] == "tools/call" and mode == "closes":
+        sys.exit()
+    elif asked["method"] == "tools/call" and mode == "noise":
+        print("noise", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mode", "text"),
+    [
+        ("no result", "Error: t: the MCP server answered with something that is no result"),
+        ("closes", "Error: t: Connection closed"),
+        ("noise", "Error: t took longer than 2 s and was stopped"),
+    ],
+)
+async def test_a_server_that_breaks_the_protocol_is_a_failed_call(
+    tmp_path: Path, context: ToolContext, mode: str, text: str
+) -> None:
+    (tmp_path / "odd.py").write_text(ODD_SERVER)
+    with anyio.fail_after(30):
+        async with mcp_tools([sys.executable, str(tmp_path / "odd.py"), mode], timeout=2.0) as listed:
+            assert (await Toolset(listed).run("t", {}, context)).text == text
+
+
+@pytest.mark.slow
+async def test_a_server_without_a_list_is_no_server_and_what_the_block_raises_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text(ODD_SERVER)
+    with anyio.fail_after(30), pytest.raises(ToolsError, match=r"cannot be used: .*timed out"):
+        async with mcp_tools([sys.executable, str(tmp_path / "odd.py"), "lists nothing"], timeout=2.0):
+            pass
+    with pytest.raises(KeyError, match="ours"):
+        async with mcp_tools([sys.executable, str(tmp_path / "odd.py"), ""]):
+            raise KeyError("ours")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "server",
