@@ -59,6 +59,12 @@ def record_toolset(random: Random) -> Toolset:
     return Toolset(builtin, record_tools(random, random.choice((1, 1, 2, 3))))
 
 
+def choice_toolset(random: Random) -> Toolset:
+    """Several record tools, sometimes beside built-in ones: the right one has to be found."""
+    builtin = random.choice(((), (), ("python",), ("search",), ("search", "python")))
+    return Toolset(builtin, record_tools(random, random.choice((1, 2, 3, 4) if "search" in builtin else (2, 3, 4, 5))))
+
+
 def record_tools(random: Random, count: int) -> tuple[RecordTool, ...]:
     """Tools over different relations, without tables yet."""
     return tuple(_record_tool(random, relation) for relation in random.sample(RELATIONS, count))

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from v32.agent.tasks.kinds import FIRST_LESSONS, RECORD_KINDS, TaskKind, kinds_for
+from v32.agent.tasks.kinds import FIRST_LESSONS, RECORD_KINDS, TaskKind, kinds_for, lookup, own_tool
 from v32.agent.tasks.names import Split
 from v32.agent.tasks.task import Task, Toolset
 from v32.agent.tasks.toolbox import MAX_HITS, record_tool
-from v32.agent.tasks.toolsets import INSTRUCTIONS, builtin_toolset, random_toolset, record_toolset
+from v32.agent.tasks.toolsets import INSTRUCTIONS, builtin_toolset, choice_toolset, random_toolset, record_toolset
 from v32.agent.training.demonstrations import Demonstration, demonstrate, preamble, tools_listed
 from v32.agent.training.offer import builtin_specs, spec_of
 from v32.model_runtime.encoding.tokenizer import ChatTokenizer
@@ -38,6 +38,8 @@ WEIGHTS = {
 """How often a kind is drawn; 1 where nothing is said."""
 OWN_TOOLS_LENGTH = 520
 """The bound of a dialogue that has its tools in front, these included."""
+CHOICE_BATCHES = 3
+"""A step."""
 SEARCH_DEPTHS = (3, 3, 5)
 """Search results per call, one choice a batch."""
 
@@ -84,8 +86,9 @@ class Batches:
     """Only these, and no tools preamble, where any are given."""
 
     def step(self, number: int, *, first_lessons: bool = False) -> list[PackedBatch]:
-        """What one step of training averages over: built-in tools in one batch, record tools in a small one, and a
-        batch with other tools in front of each dialogue, because what those teach is to read what is offered."""
+        """What one step of training averages over: built-in tools in one batch, record tools in small ones, because
+        what those teach is to read what is offered: behind the preamble, other tools in front of each dialogue, and
+        the choice among several."""
         random = self._random("step", number)
         if self.toolless_kinds:
             return [self._packed(random, Toolset(()), self.toolless_kinds, [self.tokenizer.bos_id], MAX_HITS, 1)]
@@ -93,7 +96,8 @@ class Batches:
             tools = Toolset(("search", "python"))
             return [self._packed(random, tools, FIRST_LESSONS, [self.tokenizer.bos_id], 3, 2)]
         shared = [self._offering(random, toolset) for toolset in (builtin_toolset(random), record_toolset(random))]
-        return [*shared, self._each_with_own_tools(random)]
+        choices = [self._choices(random) for _ in range(CHOICE_BATCHES)]
+        return [*shared, self._each_with_own_tools(random), *choices]
 
     def batch(self, number: int) -> PackedBatch:
         """One batch of any kind, for evaluation."""
@@ -135,7 +139,19 @@ class Batches:
             listed = tools_listed(specs_of(toolset, max_hits), self.tokenizer)
             return task, demonstrate(task, self.tokenizer, max_hits).after(listed)
 
-        return self._pooled(random, draw, [self.tokenizer.bos_id], self.tokens, OWN_TOOLS_LENGTH)
+        return self._pooled(random, draw, [self.tokenizer.bos_id], self.tokens // 2, OWN_TOOLS_LENGTH)
+
+    def _choices(self, random: Random) -> PackedBatch:
+        """Many questions about one list of several tools, each only as far as the first call."""
+        toolset = choice_toolset(random)
+        kinds = (own_tool, own_tool, lookup) if "search" in toolset.builtin else (own_tool,)
+
+        def draw() -> tuple[Task, Demonstration]:
+            task = random.choice(kinds)(random, self.split, toolset)
+            return task, demonstrate(task, self.tokenizer).first_answer(self.tokenizer.eos_id)
+
+        prefix = [self.tokenizer.bos_id, *tools_listed(specs_of(toolset), self.tokenizer)]
+        return self._pooled(random, draw, prefix, self.tokens // 4, self.max_length)
 
     def _pooled(
         self,

@@ -27,6 +27,11 @@ class Demonstration:
         """The same behind tokens that the model does not write."""
         return Demonstration([*token_ids, *self.token_ids], [False] * len(token_ids) + self.is_written)
 
+    def first_answer(self, eos_id: int) -> Demonstration:
+        """As far as the model first ends: with a call or an answer."""
+        end = self.token_ids.index(eos_id) + 1
+        return Demonstration(self.token_ids[:end], self.is_written[:end])
+
 
 def preamble(specs: Sequence[ToolSpec], tokenizer: ChatTokenizer, instructions: str | None = None) -> list[int]:
     """What stands before the first user message: begin of sentence, instructions, tools."""

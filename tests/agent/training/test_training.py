@@ -61,10 +61,12 @@ def test_a_batch_depends_on_its_number_alone(small_tokenizer: ChatTokenizer) -> 
     assert first.batch(3).kinds != other_rank.kinds or not torch.equal(first.batch(3).input_ids, other_rank.input_ids)
 
 
+@pytest.mark.slow
 def test_a_step_averages_over_builtin_and_record_tools(small_tokenizer: ChatTokenizer) -> None:
     batches = Batches(small_tokenizer, 0)
-    kinds = [set(batch.kinds) for number in range(6) for batch in batches.step(number)]
-    builtin, records = set().union(*kinds[::3]), set().union(*kinds[1::3], *kinds[2::3])
+    steps = [[set(batch.kinds) for batch in batches.step(number)] for number in range(6)]
+    builtin = set().union(*(first for first, *_ in steps))
+    records = set().union(*(kinds for _, *others in steps for kinds in others))
     assert {"lookup", "arithmetic"} <= builtin
     assert not builtin & {"own_tool", "error_retry"}
     assert {"own_tool", "error_retry"} <= records
@@ -72,7 +74,7 @@ def test_a_step_averages_over_builtin_and_record_tools(small_tokenizer: ChatToke
 
 def test_each_dialogue_of_a_batch_can_have_tools_of_its_own(small_tokenizer: ChatTokenizer) -> None:
     """Listed as the preamble lists them, from its last control token on; the model calls one of them."""
-    batch = Batches(small_tokenizer, 0).step(0)[-1]
+    batch = Batches(small_tokenizer, 0, tokens=6000).step(0)[2]
     assert batch.prefix_ids.tolist() == [small_tokenizer.bos_id]
     texts = [small_tokenizer.decode(row.tolist()) for row in batch.input_ids]
     offers = [text.partition("<functions>\n")[2].partition("\n</functions>")[0] for text in texts]
@@ -81,6 +83,19 @@ def test_each_dialogue_of_a_batch_can_have_tools_of_its_own(small_tokenizer: Cha
         called = text.partition('invoke name="')[2].partition('"')[0]
         assert called in [json.loads(line)["name"] for line in offer.splitlines()]
         assert text[: text.index("<｜User｜>")] in encode_messages([_offering(offer)], "thinking")
+
+
+def test_a_choice_among_tools_ends_with_the_first_call(small_tokenizer: ChatTokenizer) -> None:
+    for batch in Batches(small_tokenizer, 0, tokens=6000).step(0)[3:]:
+        offered = small_tokenizer.decode(batch.prefix_ids.tolist())
+        called = set()
+        for row in batch.input_ids:
+            text, _, padding = small_tokenizer.decode(row.tolist()).partition("<｜end▁of▁sentence｜>")
+            assert text.endswith("</｜DSML｜function_calls>")
+            assert not padding.replace("<｜end▁of▁sentence｜>", "")
+            called.add(text.partition('invoke name="')[2].partition('"')[0])
+        assert all(f'{{"name": "{name}"' in offered for name in called)
+        assert len(called) > 1
 
 
 def _offering(listed: str) -> dict[str, Any]:
