@@ -112,6 +112,7 @@ def load_model(
     if memory_budget is not None:
         _check_options_of_budget(num_ranks, device, dequantize, speculative, expert_cache)
     # What is cheap to check comes first: the weights may take minutes.
+    _check_drafts(folder, int(speculative))
     chat_tokenizer, vocab_size = _checked_tokenizer(folder, Path(tokenizer) if tokenizer else folder)
     recognised, sampling = detect_variant(folder, variant), sampling_defaults(folder)
     weights = _Weights(device, dtype, numerics, dequantize, None if expert_cache is None else parse_bytes(expert_cache))
@@ -185,6 +186,16 @@ def _check_options_of_budget(
         raise ValueError(f"memory_budget= works on one CPU process, with weights as stored; leave out {wrong[0]}=")
 
 
+def _check_drafts(folder: Path, count: int) -> None:
+    from v32.model_runtime.config import DeepseekV32Config
+    from v32.model_runtime.engine.speculative import MOST_DRAFTS
+
+    if not 0 <= count <= MOST_DRAFTS:
+        raise ValueError(f"speculative is {count}; choose how many tokens are drafted a step, 0 to {MOST_DRAFTS}")
+    if count and not DeepseekV32Config.from_dir(folder).num_nextn_predict_layers:
+        raise ValueError(f"{folder} has no MTP layer to draft tokens with; leave speculative= out")
+
+
 def sampling_defaults(folder: Path) -> SamplingParams:
     """The sampling that generation_config.json recommends; where it says nothing, the model card's."""
     file = folder / "generation_config.json"
@@ -226,60 +237,54 @@ def _load(
 ) -> LocalGenerator:
     import torch
 
-    from v32.model_runtime.checkpoint import load_checkpoint
     from v32.model_runtime.engine import Engine
     from v32.model_runtime.generators import LocalGenerator
 
-    place = _device(weights.device)
+    place, dtype = _device(weights.device), _dtype(weights.dtype)
+    bounds: dict[str, Any] = {"max_context": max_context, "max_batch_tokens": max_batch_tokens}
     if num_ranks > 1:
         from v32.model_runtime.ranks import load_shards, parallel_engine
 
-        dtypes = {"dtype": _dtype(weights.dtype), "kv_dtype": _kv_dtype(kv_dtype)}
+        dtypes = {"dtype": dtype, "kv_dtype": _kv_dtype(kv_dtype)}
         engine = parallel_engine(
             load_shards(folder, num_ranks, device=str(place), **dtypes),
             kv_dtype=dtypes["kv_dtype"],
             kv_budget_bytes=kv_budget_bytes or _kv_budget(place),
-            max_context=max_context,
-            max_batch_tokens=max_batch_tokens,
+            **bounds,
         )
-        return LocalGenerator(engine, name=folder.name, fingerprint=_fingerprint(folder))
-    shares = None
-    if memory_budget is not None:
-        from v32.model_runtime.memory_budget import divide
+    elif memory_budget is not None:
+        from v32.model_runtime.memory_budget import load_within
 
-        dtype = _dtype(weights.dtype) or torch.float32
-        shares = divide(
+        engine = load_within(
             folder,
             parse_bytes(memory_budget),
-            dtype=dtype,
-            kv_dtype=_kv_dtype(kv_dtype) or dtype,
+            dtype=dtype or torch.float32,
+            kv_dtype=_kv_dtype(kv_dtype),
+            numerics=weights.numerics,
             kv_budget_bytes=kv_budget_bytes,
-            max_batch_tokens=max_batch_tokens,
-            max_context=max_context,
+            progress=progress,
+            **bounds,
         )
-        weights = weights._replace(dequantize=False)
-        kv_budget_bytes, max_batch_tokens = shares.kv_budget_bytes, shares.max_batch_tokens
-    model = load_checkpoint(
-        folder,
-        device=place,
-        dtype=_dtype(weights.dtype),
-        dequantize=weights.dequantize,
-        numerics=weights.numerics,
-        expert_cache_bytes=weights.expert_cache,
-        mtp=num_drafts > 0,
-        expert_places=shares.expert_places if shares else None,
-        progress=progress,
-    )
-    engine = Engine(
-        model,
-        max_batch_tokens=max_batch_tokens,
-        kv_budget_bytes=kv_budget_bytes or _kv_budget(place),
-        max_context=max_context,
-        num_drafts=num_drafts,
-        kv_dtype=_kv_dtype(kv_dtype),
-    )
-    if shares is not None and model.expert_cache is not None:
-        shares.watch(engine.pool, model.expert_cache)
+    else:
+        from v32.model_runtime.checkpoint import load_checkpoint
+
+        model = load_checkpoint(
+            folder,
+            device=place,
+            dtype=dtype,
+            dequantize=weights.dequantize,
+            numerics=weights.numerics,
+            expert_cache_bytes=weights.expert_cache,
+            mtp=num_drafts > 0,
+            progress=progress,
+        )
+        engine = Engine(
+            model,
+            kv_budget_bytes=kv_budget_bytes or _kv_budget(place),
+            num_drafts=num_drafts,
+            kv_dtype=_kv_dtype(kv_dtype),
+            **bounds,
+        )
     return LocalGenerator(engine, name=folder.name, fingerprint=_fingerprint(folder))
 
 

@@ -20,8 +20,9 @@ from v32.model_runtime.cache.pages import FIRST_PAGES, PAGE_SIZE, KVLayout, Page
 from v32.model_runtime.checkpoint import load_checkpoint
 from v32.model_runtime.checkpoint.expert_files import place_bytes
 from v32.model_runtime.checkpoint.index import CheckpointIndex, TensorInfo
+from v32.model_runtime.checkpoint.loader import Progress
 from v32.model_runtime.checkpoint.slots import ROUTED_EXPERT
-from v32.model_runtime.config import DeepseekV32Config
+from v32.model_runtime.config import DeepseekV32Config, Numerics
 from v32.model_runtime.engine import Engine
 from v32.model_runtime.errors import MemoryBudgetError
 from v32.model_runtime.model.expert_cache import ExpertCache
@@ -125,11 +126,43 @@ def divide(
     return MemoryShares(budget, resident, work, num_pages, layout, page, place, len(experts), batch_tokens)
 
 
-def load_within(folder: Path, budget: int) -> Engine:
-    """An engine over a checkpoint that takes so many bytes at most, with the defaults of everything else."""
-    shares = divide(folder, budget)
-    model = load_checkpoint(folder, dequantize=False, expert_places=shares.expert_places)
-    engine = Engine(model, kv_budget_bytes=shares.kv_budget_bytes, max_batch_tokens=shares.max_batch_tokens)
+def load_within(
+    folder: Path,
+    budget: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    kv_dtype: torch.dtype | None = None,
+    numerics: Numerics = "float",
+    kv_budget_bytes: int | None = None,
+    max_batch_tokens: int = 512,
+    max_context: int | None = None,
+    progress: Progress | None = None,
+) -> Engine:
+    """An engine over a checkpoint that takes so many bytes at most; see `divide`. `kv_dtype`: default `dtype`."""
+    shares = divide(
+        folder,
+        budget,
+        dtype=dtype,
+        kv_dtype=kv_dtype or dtype,
+        kv_budget_bytes=kv_budget_bytes,
+        max_batch_tokens=max_batch_tokens,
+        max_context=max_context,
+    )
+    model = load_checkpoint(
+        folder,
+        dtype=dtype,
+        dequantize=False,
+        numerics=numerics,
+        expert_places=shares.expert_places,
+        progress=progress,
+    )
+    engine = Engine(
+        model,
+        max_batch_tokens=shares.max_batch_tokens,
+        kv_budget_bytes=shares.kv_budget_bytes,
+        kv_dtype=kv_dtype,
+        max_context=max_context,
+    )
     if model.expert_cache is not None:
         shares.watch(engine.pool, model.expert_cache)
     return engine

@@ -46,6 +46,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--memory-budget", metavar="SIZE", help="such as 4GiB; experts beyond it stay in their files")
     group.add_argument("--expert-cache", metavar="SIZE", help="such as 8GiB of a GPU; experts lie in host memory")
     group.add_argument("--kv-dtype", choices=KV_DTYPES, default="auto", help="of cached keys and values (default auto)")
+    group.add_argument("--speculative", type=int, default=0, metavar="N", help="tokens the MTP layer drafts a step")
     group.add_argument("--max-context", type=int, metavar="N", help="positions of prompt and completion together")
     group.add_argument("--chat-mode", action="store_true", help="answer without thinking")
     group.add_argument("--no-grammar", action="store_true", help="do not hold calls to the grammar of the tools")
@@ -95,6 +96,7 @@ def load(arguments: argparse.Namespace) -> ChatModel:
         max_context=arguments.max_context,
         memory_budget=arguments.memory_budget,
         kv_dtype=arguments.kv_dtype,
+        speculative=arguments.speculative,
         tensor_parallel=arguments.tensor_parallel,
         expert_cache=arguments.expert_cache,
         tokenizer=arguments.tokenizer,

@@ -26,6 +26,9 @@ from v32.model_runtime.engine.sequence import Sequence
 from v32.model_runtime.errors import GeneratorError
 from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
 
+MOST_DRAFTS = 7
+"""With the token before them they still decode: `paged_attention.DECODE_TOKENS`."""
+
 
 class Computed(NamedTuple):
     """What a forward pass computed of one sequence, and the tokens that follow each position (as far as known)."""
@@ -42,8 +45,8 @@ class Drafter:
     def __init__(self, model: DeepseekV32ForCausalLM, pool: PagePool, num_drafts: int) -> None:
         if not model.mtp_layers:
             raise ValueError("drafts need the MTP layer, which this model was loaded without; load it with mtp=True")
-        if not 1 <= num_drafts <= 7:
-            raise ValueError(f"{num_drafts} drafts a step; choose 1 to 7")
+        if not 1 <= num_drafts <= MOST_DRAFTS:
+            raise ValueError(f"{num_drafts} drafts a step; choose 1 to {MOST_DRAFTS}")
         self.model = model
         self.layer = model.mtp_layers[0]
         self.pool = pool

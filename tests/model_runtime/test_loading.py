@@ -166,3 +166,15 @@ def test_a_server_of_unknown_variant_is_warned_about(written: Path) -> None:
 def test_importing_the_package_is_quick() -> None:
     code = "import sys, v32.model_runtime; print([m for m in ('torch', 'xgrammar', 'tokenizers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("count", [-1, 8])
+def test_a_number_of_drafts_that_cannot_be_is_refused_before_loading(folder: Path, count: int) -> None:
+    with pytest.raises(ValueError, match=f"speculative is {count}; choose .*, 0 to 7"):
+        load_model(folder, speculative=count)
+
+
+def test_drafts_of_a_checkpoint_without_an_mtp_layer_are_refused_before_loading(folder: Path) -> None:
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="has no MTP layer to draft tokens with"):
+        load_model(folder, speculative=True)
