@@ -101,7 +101,7 @@ def divide(
     work_form = replace(form, is_native=form.is_native and kv_dtype == torch.float32)
     resident = _resident_bytes(index, config, form, experts)
     if not work_form.is_native:
-        resident += _absorbed_bytes(config, dtype)
+        resident += memory.absorbed_bytes(config, dtype)
     layout = KVLayout.of_model(config, kv_dtype)
     page = layout.page_bytes * (layout.num_layers + 1) // layout.num_layers
     kv = kv_budget_bytes or (-(-max_context // PAGE_SIZE) * page if max_context else 0)
@@ -176,12 +176,6 @@ def _resident_bytes(
     scales = (index.get(info.name + SCALE) for infos in experts for info in infos)
     scale_bytes = sum(4 * math.prod(info.shape) for info in scales if info is not None)
     return held.loaded_bytes - held.part("routed experts").loaded_bytes + scale_bytes + len(experts) * _OBJECT_BYTES
-
-
-def _absorbed_bytes(config: DeepseekV32Config, dtype: torch.dtype) -> int:
-    """PyTorch keeps what joins queries to latents as floats, layer by layer."""
-    rows = config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim)
-    return config.num_hidden_layers * rows * config.kv_lora_rank * dtype.itemsize
 
 
 def _experts(index: CheckpointIndex, config: DeepseekV32Config) -> list[list[TensorInfo]]:

@@ -35,6 +35,8 @@ class WeightForm:
     has_fp8: bool = True
     is_native: bool = False
     """The native kernels read bfloat16 and float32 matrices as they are stored, from private memory."""
+    has_gpu_kernels: bool = False
+    """FP8 weights are decoded in registers."""
 
     @property
     def keeps_fp8(self) -> bool:
@@ -48,7 +50,7 @@ class WeightForm:
         num_weights = sum(group.number * group.tensor.num_values for group in loaded)
         has_fp8 = any(group.tensor.dtype == FP8 for group in loaded)
         dequantize = has_fp8 and dequantizes_by_default(num_weights, kind, dtype)
-        return cls(dtype, dequantize, has_fp8, has_native_kernels(kind, dtype))
+        return cls(dtype, dequantize, has_fp8, has_native_kernels(kind, dtype), kind == "cuda")
 
 
 class PartMemory(NamedTuple):
@@ -75,6 +77,12 @@ class Weights(NamedTuple):
     @property
     def loaded_bytes(self) -> int:
         return sum(part.loaded_bytes for part in self.parts)
+
+    def with_experts(self, num_bytes: int) -> Weights:
+        """The same with so many bytes of routed experts in memory."""
+        routed = self.part("routed experts")
+        held = routed._replace(loaded_bytes=num_bytes)
+        return self._replace(parts=tuple(held if part is routed else part for part in self.parts))
 
     def part(self, name: str) -> PartMemory:
         return next((part for part in self.parts if part.name == name), PartMemory(name, 0, 0, 0))
@@ -152,8 +160,8 @@ def workspace_bytes(
     """What is held at the peak beside weights and cache, while loading or in a pass; an estimate, see the tests.
 
     A pass: scores of a block of queries (at most BLOCK_ELEMENTS, two copies), the activations of a chunk, the output
-    head in float32 where it is stored in less. Loading: one weight in float32 and its indices. On a GPU FP8 weights are
-    dequantised one by one in every pass. The native step has its own scratch memory.
+    head in float32 where it is stored in less. Loading: one weight in float32 and its indices; where PyTorch reads FP8
+    weights, they are dequantised one by one in every pass. The native step has its own scratch memory.
     """
     chunk = min(batch_tokens, context)
     if form.is_native:
@@ -168,7 +176,14 @@ def workspace_bytes(
     head = 0 if form.dtype == torch.float32 else config.vocab_size // ranks * config.hidden_size * 4
     largest_weight = config.hidden_size * max(config.intermediate_size, config.num_attention_heads * config.v_head_dim)
     converted = largest_weight // ranks * 8 if form.has_fp8 and not form.is_native else 0
-    return max(scores + activations + head, converted) if form.dequantize else scores + activations + head + converted
+    working = scores + activations + head
+    return max(working, converted) if form.dequantize or form.has_gpu_kernels else working + converted
+
+
+def absorbed_bytes(config: DeepseekV32Config, dtype: torch.dtype) -> int:
+    """kv_b of all layers as floats: where it is FP8 the absorbed attention, but for the native step, keeps a copy."""
+    rows = config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim)
+    return config.num_hidden_layers * rows * config.kv_lora_rank * dtype.itemsize
 
 
 def _native_workspace_bytes(config: DeepseekV32Config, rows: int, context: int) -> int:

@@ -1,6 +1,6 @@
 """How long prefill and decoding take: bytes and operations counted, divided by a device's rates.
 
-    a step = max(bytes read / bandwidth, operations / arithmetic) + layers x layer_seconds
+    a step = max(bytes read / bandwidth, operations / arithmetic) + layers x layer_seconds + experts read from elsewhere
 
 Counted are the weights that the batch touches (of routed experts: those that are chosen), the index keys of the whole
 context, the latents of the selected positions, and the arithmetic of all of them.
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from v32.model_runtime.cache.pages import KVLayout
 from v32.model_runtime.config import DeepseekV32Config
 from v32.model_runtime.planning.hardware import Rates
 from v32.model_runtime.planning.memory import Weights
@@ -26,17 +27,36 @@ class StepCost(NamedTuple):
     bytes_seconds: float
     flops_seconds: float
     layer_seconds: float
+    experts_seconds: float
 
     @property
     def seconds(self) -> float:
-        return max(self.bytes_seconds, self.flops_seconds) + self.layer_seconds
+        return max(self.bytes_seconds, self.flops_seconds) + self.layer_seconds + self.experts_seconds
 
     @property
     def limit(self) -> str:
         """What takes most of the time."""
+        if self.experts_seconds > self.seconds / 2:
+            return "reading experts"
         if self.layer_seconds > max(self.bytes_seconds, self.flops_seconds):
             return "starting operations"
         return "reading memory" if self.bytes_seconds > self.flops_seconds else "arithmetic"
+
+
+class ExpertPlaces(NamedTuple):
+    """So many routed experts are in memory, those used last; the others are read when tokens choose them."""
+
+    number: int
+    expert_bytes: int
+    bytes_per_second: float
+
+    def seconds(self, config: DeepseekV32Config, num_tokens: int) -> float:
+        """What a pass waits for, if experts are chosen evenly: one that is chosen at random is there as often as there
+        are places; but none is if a pass by itself fills them all."""
+        layers = config.num_hidden_layers - config.first_k_dense_replace
+        touched = layers * touched_experts(config, num_tokens)
+        present = self.number / (layers * config.n_routed_experts) if touched <= self.number else 0.0
+        return touched * (1 - min(present, 1.0)) * self.expert_bytes / self.bytes_per_second
 
 
 class Workload(NamedTuple):
@@ -59,8 +79,9 @@ def step_cost(
     *,
     ranks: int = 1,
     kv_dtype: torch.dtype = torch.float32,
+    places: ExpertPlaces | None = None,
 ) -> StepCost:
-    """The cost of one pass; `weights` are those of one rank, `ranks` how many share the model."""
+    """The cost of one pass; `weights` are all of one rank, `ranks` how many share the model."""
     num_bytes = _weight_bytes(config, weights, work.num_tokens, ranks) + _cache_bytes(config, work, kv_dtype)
     flops = _weight_flops(config, weights, work) + _attention_flops(config, work, ranks)
     return StepCost(
@@ -69,28 +90,20 @@ def step_cost(
         num_bytes / rates.weight_bytes_per_second,
         flops / rates.flops_per_second,
         rates.layer_seconds * config.num_hidden_layers,
+        places.seconds(config, work.num_tokens) if places else 0.0,
     )
-
-
-def decode_rate(
-    config: DeepseekV32Config, weights: Weights, rates: Rates, context: int, *, sequences: int = 1, ranks: int = 1,
-    kv_dtype: torch.dtype = torch.float32,
-) -> float:  # fmt: skip
-    """Tokens a second of all sequences together."""
-    cost = step_cost(config, weights, rates, Workload(1, context, sequences), ranks=ranks, kv_dtype=kv_dtype)
-    return sequences / cost.seconds
 
 
 def prefill_seconds(
     config: DeepseekV32Config, weights: Weights, rates: Rates, new_tokens: int, context: int, *, chunk: int,
-    ranks: int = 1, kv_dtype: torch.dtype = torch.float32,
+    ranks: int = 1, kv_dtype: torch.dtype = torch.float32, places: ExpertPlaces | None = None,
 ) -> float:  # fmt: skip
     """Seconds until `new_tokens` have passed in chunks; the last sees `context` positions."""
     seconds, start = 0.0, context - new_tokens
     for done in range(0, new_tokens, chunk):
         size = min(chunk, new_tokens - done)
         work = Workload(size, start + done + size)
-        seconds += step_cost(config, weights, rates, work, ranks=ranks, kv_dtype=kv_dtype).seconds
+        seconds += step_cost(config, weights, rates, work, ranks=ranks, kv_dtype=kv_dtype, places=places).seconds
     return seconds
 
 
@@ -128,9 +141,14 @@ def _weight_bytes(config: DeepseekV32Config, weights: Weights, num_tokens: int, 
 
 def _cache_bytes(config: DeepseekV32Config, work: Workload, dtype: torch.dtype) -> float:
     """Index keys of the whole context once a sequence, latents of what each decoding token selects."""
+    layout = KVLayout.of_model(config, dtype)
     keys = work.context * config.index_head_dim if work.context > config.index_topk else 0
-    seen = min(work.context, config.index_topk) * (config.kv_lora_rank + config.qk_rope_head_dim)
-    return work.sequences * config.num_hidden_layers * (keys + seen * min(work.new_tokens, 8)) * dtype.itemsize
+    seen = min(work.context, config.index_topk) * layout.record_width * layout.dtype.itemsize
+    return (
+        work.sequences
+        * config.num_hidden_layers
+        * (keys * layout.index_dtype.itemsize + seen * min(work.new_tokens, 8))
+    )
 
 
 def _weight_flops(config: DeepseekV32Config, weights: Weights, work: Workload) -> float:

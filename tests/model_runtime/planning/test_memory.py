@@ -93,7 +93,7 @@ def test_the_cache_is_counted_as_the_pool_allocates() -> None:
     assert allocated == pool.capacity * 64 * kv_token_bytes(config, torch.float32)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=settings.default.max_examples // 5)
 @given(
     count=st.integers(1, 8),
     heads=st.integers(8, 24),
