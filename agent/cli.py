@@ -32,13 +32,8 @@ EPILOG = "`v32 COMMAND --help` describes a command. Without --model, the small c
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a failure with a known remedy is one line on standard error."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    name = _command(argv[:1])
-    parser = command_parser(name)
-    if int(os.environ.get("RANK", "0")):
-        return _follow(parser, argv[1:])
-    arguments = parser.parse_args(argv[1:])
     try:
-        return int(_module(name).run(arguments))
+        return _run(argv)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -46,8 +41,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         _forget_output()
         return 1
     except _known_errors() as error:
-        print(f"v32 {name}: {error}", file=sys.stderr)
+        print(f"v32 {argv[0]}: {error}", file=sys.stderr)
         return 2
+
+
+def _run(argv: Sequence[str]) -> int:
+    name = _command(argv[:1])
+    parser = command_parser(name)
+    if int(os.environ.get("RANK", "0")):
+        return _follow(parser, argv[1:])
+    arguments = parser.parse_args(argv[1:])
+    return int(_module(name).run(arguments))
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:

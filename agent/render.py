@@ -29,6 +29,7 @@ class TextView:
 
         self._console: Console = Console(file=file, highlight=False, markup=False, emoji=False)
         self._section = ""
+        self._has_shown = False
 
     def show(self, item: Event | RunResult) -> None:
         match item:
@@ -45,6 +46,9 @@ class TextView:
             case Stopped(reason, detail) if reason is not StopReason.ANSWER:
                 self._line(f"stopped: {reason}" + (f" ({detail})" if detail else ""), "yellow")
             case RunResult(usage=usage, steps=steps):
+                if not self._has_shown:  # a run of before: what it came to
+                    self._flow("content", item.output, "default")
+                    self.show(Stopped(item.stop_reason, item.stop_detail))
                 self._line(f"{len(steps)} turns, {usage_line(usage)}", "dim")
 
     def _flow(self, section: str, text: str, style: str) -> None:
@@ -68,6 +72,7 @@ class TextView:
     def _write(self, text: str, style: str) -> None:
         from rich.text import Text
 
+        self._has_shown = True
         self._console.print(Text(clean(text), style=style), end="", soft_wrap=True)
         self._console.file.flush()
 

@@ -80,6 +80,7 @@ class Account:
     def apply(self, event: Durable) -> None:
         match event:
             case Completed(completion):
+                self.stopped = None
                 self.steps.append(Step(completion))
                 self._model_usage += completion.usage
             case ToolsReturned(results, seconds):
@@ -92,6 +93,10 @@ class Account:
                 self._model_usage += usage
             case Stopped():
                 self.stopped = event
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self.stopped is not None and self.stopped.reason is StopReason.CANCELLED
 
     @property
     def progress(self) -> Progress:

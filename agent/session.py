@@ -110,7 +110,7 @@ class Session:
         return session
 
     async def run(self, prompt: str | None = None) -> RunResult:
-        """Answer `prompt`. Without one: finish what an interruption left open, or give the last result again."""
+        """Answer `prompt`; without one, go on with a run that was interrupted or cancelled, or give its result."""
         return await self._run(prompt, _nobody_listens)
 
     async def stream(self, prompt: str | None = None) -> AsyncGenerator[Event | RunResult, None]:
@@ -224,7 +224,7 @@ class Session:
                 self._hear(prompt)
             elif not self.history:
                 raise SessionError("nothing to continue: the session has no user message yet; pass a prompt to run")
-            if self.account.stopped is None:
+            if self.account.stopped is None or (prompt is None and self.account.is_cancelled):
                 await self._work()
                 self.agent.model.settle_ahead(self.transcript, self.id)
             return self._result()

@@ -1,7 +1,4 @@
-"""A session from the options of `run` and `chat`, with its agent, model and MCP servers, on an event loop of its own.
-
-What takes long stands outside of the loop, where Ctrl-C is felt at once: asyncio keeps it back until the next `await`.
-"""
+"""The session of `run` and `chat`, with its agent, model and MCP servers, on an event loop of its own."""
 
 from __future__ import annotations
 

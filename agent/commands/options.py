@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from v32.agent.commands.errors import UsageError
+from v32.agent.commands.interrupt import ends_at_once
 from v32.agent.commands.progress import loading_bar
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def add_agent_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-seconds", type=float, metavar="S", help="seconds of one run")
 
 
+@ends_at_once()
 def load(arguments: argparse.Namespace) -> ChatModel:
     from v32.model_runtime import load_model
 
@@ -131,6 +133,7 @@ def sampling_params(arguments: argparse.Namespace) -> SamplingParams | None:
     return _checked(SamplingParams, **asked)
 
 
+@ends_at_once()
 def build_agent(arguments: argparse.Namespace, more_tools: Sequence[Tool] = ()) -> Agent:
     """`more_tools` are offered after those of `--tools`."""
     from v32.agent.agent import Agent

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,29 @@ def test_the_same_seed_gives_the_same_run_and_a_journal_can_be_resumed(tmp_path:
     taken = v32("run", "What is 2 + 3?", "--journal", str(path), *SHORT)
     assert taken.returncode == 2
     assert "exists; continue it with" in taken.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_run_and_its_journal_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    command = [sys.executable, "-m", "v32.agent.cli", "run", "--max-turns", "2", "--seed", "1"]
+    with subprocess.Popen([*command, "What is 2 + 3?", "--journal", str(path)], stderr=subprocess.PIPE) as run:
+        while not path.exists() or b"user_said" not in path.read_bytes():
+            time.sleep(0.01)
+        run.send_signal(signal.SIGINT)
+        _, error = run.communicate(timeout=60)
+    assert (run.returncode, error) == (130, b"interrupted\n")
+    resumed = v32("run", "--resume", str(path), "--json", *SHORT)
+    result = json.loads(resumed.stdout.splitlines()[-1])
+    assert result["stop_reason"] != "cancelled"
+    assert result["usage"]["completion_tokens"] > 0
+
+
+def test_ctrl_c_while_a_command_gets_ready_ends_it_at_once() -> None:
+    program = "import os, signal; from v32.agent.commands.interrupt import ends_at_once\n"
+    program += "with ends_at_once(): os.kill(os.getpid(), signal.SIGINT)"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True)
+    assert (run.returncode, run.stderr) == (130, b"interrupted\n")
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -42,6 +43,20 @@ def test_a_run_reads_from_top_to_bottom(scripted: Callable[..., Any], say: Any) 
     assert "  line one" in lines
     assert lines[-2] == "It is [bold]x."
     assert lines[-1].startswith("2 turns, ")
+
+
+def test_a_result_of_before_shows_its_answer(scripted: Callable[..., Any], say: Any, tmp_path: Path) -> None:
+    file, agent = io.StringIO(), Agent(scripted(say.answer("It is x.")), journal=tmp_path / "s.jsonl")
+
+    async def follow() -> None:
+        await agent.run("Go.")
+        async with agent.resume(tmp_path / "s.jsonl") as session:
+            TextView(file).show(await session.run())
+
+    anyio.run(follow)
+    answer, usage = file.getvalue().splitlines()
+    assert answer == "It is x."
+    assert usage.startswith("1 turns, ")
 
 
 def test_nothing_that_was_written_can_act_on_the_terminal(scripted: Callable[..., Any], say: Any) -> None:

@@ -66,6 +66,19 @@ async def test_a_cancelled_task_leaves_a_whole_journal(scripted: Scripted, say: 
         assert (await session.run("Again.")).output == "ok"
 
 
+async def test_a_cancelled_run_goes_on_without_a_prompt(scripted: Scripted, say: Any, tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    agent = Agent(scripted(say.calls(("double", {"number": 4}), ("forever", {}))), tools=[double, forever])
+    async with agent.session(path) as session:
+        async for event in session.stream("Go."):
+            if isinstance(event, ToolFinished):
+                session.cancel()
+    for script in ([say.answer("8")], []):
+        async with Session.resume(path, model=scripted(*script), tools=[double, forever]) as session:
+            result = await session.run()
+            assert (result.output, result.stop_reason, len(result.steps)) == ("8", StopReason.ANSWER, 2)
+
+
 async def test_leaving_a_stream_cancels_the_run(scripted: Scripted, say: Any) -> None:
     agent = Agent(scripted(say.calls(("forever", {})), say.answer("ok")), tools=[forever])
     async with agent.session() as session:
