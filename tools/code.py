@@ -66,6 +66,11 @@ class CodeSession:
         session._lent = sandbox
         return session
 
+    @property
+    def is_lent(self) -> bool:
+        """Whether the one sandbox is somebody else's, so that none is opened in its place."""
+        return self._lent is not None
+
     def tools(self, *, files: bool = False) -> list[Tool]:
         """`python` and `bash`, and with `files` the tools to view, create, change and list files, on one workspace."""
         return [python_tool(self), bash_tool(self), *(files_tools(self) if files else [])]
@@ -250,7 +255,9 @@ async def _sandbox(owner: CodeSession, context: ToolContext) -> AsyncIterator[Sa
         raise ToolError(str(error)) from error
     except SandboxClosed as error:
         await owner.end_session(context.session_id)
-        raise ToolError(f"{error}; variables and files are lost, the next call starts anew") from error
+        reason = str(error).partition(";")[0]  # what follows is for programmers
+        outlook = "no code can be run any more" if owner.is_lent else "the next call starts anew"
+        raise ToolError(f"{reason}; variables and files are lost, {outlook}") from error
 
 
 async def _replace_if_dead(owner: CodeSession, context: ToolContext, result: CellResult | ExecResult) -> None:

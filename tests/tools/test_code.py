@@ -238,6 +238,8 @@ async def test_a_lent_sandbox_is_not_closed(context: ToolContext) -> None:
         assert (await tools.run("python", {"code": "x = 2"}, context)).text == "(no output)"
         await tools.aclose()
         assert (await sandbox.run_python("x")).value == "2"
+    closed = await tools.run("python", {"code": "x"}, context)
+    assert closed.text == "Error: the sandbox is closed; variables and files are lost, no code can be run any more"
 
 
 async def test_without_a_sandbox_nothing_runs(context: ToolContext) -> None:
