@@ -47,7 +47,7 @@ imports: setup
 	$(BIN)/lint-imports
 
 fast-tests: setup
-	$(PYTEST) -q -m "not slow and not gpu"
+	$(PYTEST) -q -m "not slow and not gpu" --hypothesis-profile=quick
 
 eval: setup
 	$(BIN)/v32 eval tiny

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from v32.model_runtime.encoding import ChatTokenizer
     from v32.model_runtime.grammar import ConstraintCompiler
+
+# `make check` asks for "quick". Tests that are slow an example take a share of what their profile allows.
+settings.register_profile("full", max_examples=150, deadline=None)
+settings.register_profile("quick", max_examples=30, deadline=None)
+settings.load_profile("full")
+
+
+def slow(*values: Any) -> list[Any]:
+    """Parameters of a test that `make check` leaves out: more of the same."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 @pytest.fixture

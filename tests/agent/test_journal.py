@@ -29,7 +29,7 @@ def write(path: Path, *records: dict[str, object]) -> Path:
 
 
 @given(payloads=st.lists(JSON, max_size=5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=settings.default.max_examples // 5)
 def test_records_come_back_as_they_were_appended(
     tmp_path_factory: pytest.TempPathFactory, payloads: list[object]
 ) -> None:

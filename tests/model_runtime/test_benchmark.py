@@ -21,6 +21,7 @@ from v32.model_runtime.checkpoint.source import embedded_checkpoint
 from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
 
 
+@pytest.mark.slow
 def test_every_part_of_the_plan_is_measured() -> None:
     plan = Plan(prefills=(20,), contexts=(10, 30), batch=2, decode_tokens=3)
     found = [(m.name, m.size, m.unit) for m in measure("v32", embedded_checkpoint(), plan) if m.value > 0]

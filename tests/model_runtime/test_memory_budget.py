@@ -78,7 +78,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("small"), SMALL)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=settings.default.max_examples // 6)
 @given(budget=st.integers(1 << 20, 64 << 20), context=st.none() | st.integers(64, 8192), batch=st.integers(1, 600))
 def test_the_shares_are_within_the_budget(small: Path, budget: int, context: int | None, batch: int) -> None:
     try:
@@ -97,6 +97,7 @@ def test_the_shares_are_within_the_budget(small: Path, budget: int, context: int
     assert shares.max_batch_tokens <= batch
 
 
+@pytest.mark.slow
 def test_experts_give_way_to_keys_and_values(small: Path) -> None:
     shares = divide(small, 12 << 20)
     assert shares.expert_places is not None

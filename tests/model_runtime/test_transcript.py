@@ -68,7 +68,7 @@ def check(transcript: Transcript) -> None:
     tools=st.sampled_from([(), TOOLS]),
     response_format=st.sampled_from([None, {"type": "object"}]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=settings.default.max_examples // 6)
 def test_at_every_step_the_ids_are_those_of_the_encoder(
     tokenizer: ChatTokenizer, turns: list[Any], thinking_mode: str, role: Any, **settings: Any
 ) -> None:

@@ -42,7 +42,7 @@ def workspace(tmp_path: Path) -> Iterator[tuple[Path, int]]:
     os.close(fd)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 @given(st.lists(NAMES, min_size=1, max_size=4), st.binary(max_size=500))
 def test_what_was_written_is_read(workspace: tuple[Path, int], names: list[str], data: bytes) -> None:
     path = "f/" + "/".join(f"d{name}" for name in names[:-1]) + "/" + names[-1]

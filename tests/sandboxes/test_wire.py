@@ -11,7 +11,7 @@ from v32.sandboxes.guest.wire import FrameError, Frames, pack, unpack
 FIELDS = st.lists(st.binary(max_size=60), max_size=4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(FIELDS, max_size=4), st.data())
 def test_frames_come_out_as_they_went_in_at_every_split(frames: list[list[bytes]], data: st.DataObject) -> None:
     stream = b"".join(pack(*fields) for fields in frames)

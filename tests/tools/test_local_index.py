@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from v32.tools import Document, DocumentError, LocalIndex
@@ -53,7 +53,6 @@ def test_ranking_is_bm25_with_ties_in_order_of_insertion(seed: int) -> None:
             assert order[first.id] < order[second.id]
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.text(max_size=60))
 def test_no_query_is_a_syntax_error(query: str) -> None:
     index = LocalIndex([Document("a", 'NEAR AND "quoted" text* ^col: (x)'), Document("b", query or "x")])
@@ -220,7 +219,6 @@ def test_snippets_of_short_documents_are_whole() -> None:
     assert snippet("The elm", "elm the", highlight=True) == "The **elm**"
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.sampled_from([*WORDS, "北京", "a" * 400]), min_size=40, max_size=120), st.sampled_from(WORDS))
 def test_snippets_are_parts_of_the_text_that_hold_the_words(words: list[str], wanted: str) -> None:
     text = " ".join(words)

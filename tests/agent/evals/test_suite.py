@@ -42,6 +42,7 @@ async def test_the_demonstrations_solve_every_kind(scripted: Callable[..., ChatM
     assert all(outcome.is_success for outcome in outcomes)
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_a_model_that_knows_nothing_solves_nothing(scripted: Callable[..., ChatModel], say) -> None:  # type: ignore[no-untyped-def]
     model = scripted(*[say.answer("I do not know.")] * 22)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from v32.model_runtime.cache import BlockTable, KVLayout, PagePool, read_kv, write_kv
@@ -95,7 +95,6 @@ def test_a_foreign_file_is_refused(tmp_path: Path, layout: KVLayout, identity: d
     assert pool.num_used == 0
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_damage_is_noticed_and_takes_no_page(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = tmp_path_factory.mktemp("kv") / "a.kv"

@@ -94,7 +94,7 @@ class Tables(RuleBasedStateMachine):
         self.pool.check_integrity(table.pages for table, _ in self.tables)
 
 
-Tables.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+Tables.TestCase.settings = settings(max_examples=settings.default.max_examples // 6, stateful_step_count=25)
 TestTables = Tables.TestCase
 
 

@@ -62,7 +62,6 @@ prompts = st.lists(
 ).map(lambda parts: [token for part in parts for token in part])
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(prompts, min_size=1, max_size=8))
 def test_every_prompt_reuses_its_longest_common_prefix(history: list[list[int]]) -> None:
     cache = make()
@@ -71,7 +70,7 @@ def test_every_prompt_reuses_its_longest_common_prefix(history: list[list[int]])
         assert compute(cache, prompt) == min(longest, len(prompt) - 1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=settings.default.max_examples // 5)
 @given(st.lists(prompts, min_size=1, max_size=8), st.integers(1, 5))
 def test_eviction_frees_what_it_says_and_breaks_no_path(history: list[list[int]], num_pages: int) -> None:
     cache = make()
@@ -202,12 +201,12 @@ class Cache(RuleBasedStateMachine):
         self.cache.pool.check_integrity([self.cache.pages(), *(table.pages for table, _ in self.running)])
 
 
-Cache.TestCase.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
+Cache.TestCase.settings = settings(max_examples=settings.default.max_examples // 10, stateful_step_count=25)
 TestCache = Cache.TestCase
 
 
 @given(prompts, st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=settings.default.max_examples // 5)
 def test_any_earlier_position_is_found_without_recomputation(prompt: list[int], data: st.DataObject) -> None:
     cache = make()
     compute(cache, prompt)

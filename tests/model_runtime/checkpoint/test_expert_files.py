@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import slow
 from v32.kernels.native import library
 from v32.model_runtime.checkpoint import CheckpointIndex, load_checkpoint
 from v32.model_runtime.checkpoint.slots import ROUTED_EXPERT
@@ -44,8 +45,8 @@ def cache_of(model: DeepseekV32ForCausalLM) -> ExpertCache:
 
 
 @pytest.mark.parametrize("native", [True, False])
-@pytest.mark.parametrize("precision", ["fp8", "bfloat16", "float32"])
-@pytest.mark.parametrize("places", [1, 3, 8])
+@pytest.mark.parametrize("precision", ["fp8", *slow("bfloat16", "float32")])
+@pytest.mark.parametrize("places", [3, *slow(1, 8)])
 def test_tokens_are_those_of_the_whole_model(
     write: Callable[..., Path], precision: str, places: int, native: bool
 ) -> None:

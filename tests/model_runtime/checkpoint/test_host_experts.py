@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import slow
 from tests.model_runtime.checkpoint.test_expert_files import cache_of, generate
 from v32.kernels.moe_experts import ExpertWeights
 from v32.model_runtime.chat import ChatModel
@@ -22,8 +23,8 @@ EXPERTS = 8
 """Of the one layer that has some."""
 
 
-@pytest.mark.parametrize("precision", ["fp8", "bfloat16"])
-@pytest.mark.parametrize("places", [1, 3, 8, 100])
+@pytest.mark.parametrize("precision", ["fp8", *slow("bfloat16")])
+@pytest.mark.parametrize("places", [3, *slow(1, 8, 100)])
 def test_tokens_are_those_of_the_whole_model(write: Callable[..., Path], precision: str, places: int) -> None:
     folder = write("model", precision=precision)
     whole = load_checkpoint(folder)

@@ -136,7 +136,6 @@ def is_encodable(arguments: dict[str, Any]) -> bool:
     calls=st.lists(arguments.filter(is_encodable), max_size=3),
     mode=st.sampled_from(["thinking", "chat"]),
 )
-@settings(max_examples=100, deadline=None)
 def test_any_message_round_trips(content: str, reasoning: str, calls: list[dict[str, Any]], mode: str) -> None:
     assume(calls or reasoning)
     assume(not re.search("[｜|‖](?i:dsml)|(?i:dsml)[｜|‖]", content + reasoning))
@@ -236,7 +235,6 @@ def joined(deltas: list[Delta]) -> Iterator[Delta]:
 
 
 @given(text=completion, mode=mode, ids_known=st.booleans(), data=st.data())
-@settings(max_examples=150, deadline=None)
 def test_streaming_equals_whole_text_at_every_chunking(
     text: str, mode: str, ids_known: bool, data: st.DataObject
 ) -> None:
@@ -253,7 +251,6 @@ def test_a_completion_splits_in_two_anywhere() -> None:
 
 
 @given(text=completion, mode=mode)
-@settings(max_examples=150, deadline=None)
 def test_deltas_add_up_to_the_completion(text: str, mode: str) -> None:
     deltas, parsed = stream(text, mode, list(range(2, len(text), 2)))
     assert "".join(d.text for d in deltas if isinstance(d, ReasoningDelta)) == parsed.reasoning_content
@@ -272,7 +269,6 @@ def test_deltas_add_up_to_the_completion(text: str, mode: str) -> None:
 
 
 @given(text=completion, mode=mode)
-@settings(max_examples=150, deadline=None)
 def test_no_tag_leaks(text: str, mode: str) -> None:
     """Where a stray tag between two halves of another tag was taken out, the halves remain; that is no leak."""
     parsed = parse_completion(text, mode)
@@ -282,7 +278,6 @@ def test_no_tag_leaks(text: str, mode: str) -> None:
 
 
 @given(text=completion, mode=mode, where=st.lists(st.integers(0, 400), max_size=6))
-@settings(max_examples=150, deadline=None)
 def test_no_character_is_lost(text: str, mode: str, where: list[int]) -> None:
     for position in where:
         text = text[:position] + "😀" + text[position:]
@@ -558,7 +553,7 @@ def test_the_end_token_cuts_a_call_short() -> None:
     reasoning=text.filter(plain),
     calls=st.lists(arguments.filter(is_encodable), max_size=2),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=settings.default.max_examples // 5)
 def test_token_by_token_equals_whole_text(
     tokenizer: ChatTokenizer, content: str, reasoning: str, calls: list[dict[str, Any]]
 ) -> None:

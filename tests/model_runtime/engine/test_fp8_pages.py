@@ -86,6 +86,7 @@ def test_a_model_that_rounds_latents_itself_gets_bitwise_what_bfloat16_pages_giv
     assert events[0] == events[1]
 
 
+@pytest.mark.slow
 def test_cutting_batching_sharing_and_eviction_change_no_token(wide: DeepseekV32ForCausalLM) -> None:
     alone = [generate(engine_of(wide), [prompt])[0] for prompt in PROMPTS]
     assert generate(engine_of(wide), PROMPTS) == alone

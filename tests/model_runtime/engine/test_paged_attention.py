@@ -54,7 +54,7 @@ def run_in_pieces(
 
 
 @pytest.mark.slow
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=6, derandomize=True)
 @given(
     st.lists(
         st.tuples(st.integers(1, 180), st.lists(st.sampled_from([1, 3, 8, 9, 30, 70, 180]), min_size=1, max_size=3)),

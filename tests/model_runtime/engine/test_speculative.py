@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from tests.conftest import slow
 from tests.model_runtime.engine.grammars import Spelling
 from v32.model_runtime.engine import Engine
 from v32.model_runtime.engine import Sequence as EngineSequence
@@ -50,7 +51,7 @@ def with_drafts(model: DeepseekV32ForCausalLM, agreement: float) -> DeepseekV32F
     return drafting.requires_grad_(False)
 
 
-@pytest.fixture(scope="session", params=[0.0, 0.99, 1.0], ids=["random", "partly", "agreeing"])
+@pytest.fixture(scope="session", params=[*slow(0.0), 0.99, *slow(1.0)], ids=["random", "partly", "agreeing"])
 def drafting(model: DeepseekV32ForCausalLM, request: pytest.FixtureRequest) -> DeepseekV32ForCausalLM:
     return with_drafts(model, request.param)
 
@@ -107,6 +108,7 @@ def test_logprobs_are_those_without_drafts(partly: DeepseekV32ForCausalLM, oracl
     assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_batch_of_n_equals_n_singles_even_when_memory_is_short(
     partly: DeepseekV32ForCausalLM, oracle: Oracle
 ) -> None:
@@ -129,7 +131,7 @@ def test_a_lone_sequence_may_fill_the_whole_budget(partly: DeepseekV32ForCausalL
         assert len(sequence.token_ids) == 192
 
 
-@pytest.mark.parametrize("num_drafts", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_drafts", [1, *slow(3)])
 def test_under_a_grammar_the_matcher_is_where_the_tokens_are(
     partly: DeepseekV32ForCausalLM, oracle: Oracle, num_drafts: int
 ) -> None:
@@ -153,7 +155,7 @@ def test_under_a_grammar_the_matcher_is_where_the_tokens_are(
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("budget", [16, 512])
+@pytest.mark.parametrize("budget", [16, *slow(512)])
 def test_drafts_are_those_of_the_whole_sequence_run_at_once(
     partly: DeepseekV32ForCausalLM, oracle: Oracle, budget: int
 ) -> None:

@@ -109,6 +109,7 @@ def test_calls_one_at_a_time(deepseek: ConstraintCompiler) -> None:
     assert accepts(constraint, token_ids(deepseek, completion([("now", {})], thinking_mode="chat", reasoning="")))
 
 
+@pytest.mark.slow
 def test_a_marker_that_is_one_token(single: ConstraintCompiler, deepseek: ConstraintCompiler) -> None:
     ids = token_ids(single, BLOCK + V32.eos)
     assert len(ids) < len(token_ids(deepseek, BLOCK + V32.eos))

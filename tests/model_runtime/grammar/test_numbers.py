@@ -7,7 +7,7 @@ import random
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from v32.model_runtime.grammar.library import load_xgrammar
@@ -43,7 +43,6 @@ bounds = st.integers(-1500, 1500)
 decimals = st.builds(lambda n, scale: n / 10**scale, st.integers(-20_000, 20_000), st.integers(0, 4))
 
 
-@settings(max_examples=80, deadline=None)
 @given(low=st.none() | bounds, high=st.none() | bounds, seed=st.integers(0, 99))
 def test_integers(low: int | None, high: int | None, seed: int) -> None:
     limits = {key: bound for key, bound in (("minimum", low), ("maximum", high)) if bound is not None}
@@ -55,7 +54,6 @@ def test_integers(low: int | None, high: int | None, seed: int) -> None:
         assert (str(value) in numbers) is expected, value
 
 
-@settings(max_examples=120, deadline=None)
 @given(
     low=st.none() | decimals,
     high=st.none() | decimals,

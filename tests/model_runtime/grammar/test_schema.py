@@ -266,7 +266,7 @@ def object_values(draw: st.DrawFn, schema: Any) -> dict[str, Any]:
     return value
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=settings.default.max_examples // 10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_every_valid_call_can_be_written(accepted: Callable[..., bool], data: st.DataObject) -> None:
     schema = data.draw(objects(schemas))

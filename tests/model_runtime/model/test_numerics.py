@@ -226,6 +226,7 @@ def _rounded_by_hand() -> DeepseekV32ForCausalLM:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_load_model_generates_what_the_published_roundings_give() -> None:
     """Paged, chunked and cached against one pass over the whole sequence, beyond index_topk."""

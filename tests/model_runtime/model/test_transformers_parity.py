@@ -134,6 +134,7 @@ def test_drawn_tokens_repeat_with_their_seed(make_pair: Callable[..., Any]) -> N
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+@pytest.mark.slow
 def test_ids_may_come_in_an_array_or_a_tensor(make_pair: Callable[..., Any]) -> None:
     folder, ids = make_pair(50).folder, [5, 6, 7]
     for form in (torch.tensor, np.array, tuple):

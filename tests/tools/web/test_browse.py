@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from v32.tools import Hit, ToolContext, ToolError, Toolset
@@ -80,7 +80,6 @@ TAGS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(st.lists(TAGS, max_size=40).map("".join))
 def test_any_html_can_be_read(html: str) -> None:
     html_text(html, "http://x.test/")
