@@ -30,6 +30,8 @@ class Rates:
     converted_per_second: float | None
     """Weights brought to another form while loading; None where nothing is converted."""
     origin: str
+    step_seconds: float = 0.0
+    """What a step costs beside its layers: scheduling, sampling."""
 
 
 @dataclass(frozen=True, slots=True)

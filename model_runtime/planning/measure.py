@@ -44,12 +44,14 @@ def disk_bytes_per_second(files: Sequence[Path]) -> float:
 def cpu_rates(form: WeightForm) -> Rates:
     """The rates of this CPU for weights in `form`."""
     read, multiplied = _weight_rates(form)
+    seconds, layers = _small_step()
     return Rates(
         read,
         multiplied,
-        _layer_seconds(),
+        0.0 if form.is_native else seconds / layers,
         _conversion_rate(form) if form.dequantize else None,
         "measured now with the model's own operations",
+        seconds if form.is_native else 0.0,
     )
 
 
@@ -99,8 +101,9 @@ def _conversion_rate(form: WeightForm) -> float:
     return codes.numel() / _seconds(lambda: dequantize(codes, scale, form.dtype))
 
 
-def _layer_seconds() -> float:
-    """A decoding step of the embedded checkpoint, whose arithmetic is next to nothing, by layer."""
+def _small_step() -> tuple[float, int]:
+    """A decoding step of the embedded checkpoint, whose arithmetic is next to nothing, and its number of layers. The
+    native step runs them in one call, so that what is left is the step's own; PyTorch's operations are the layers'."""
     from v32.model_runtime.checkpoint.loader import load_checkpoint
     from v32.model_runtime.checkpoint.source import embedded_checkpoint
     from v32.model_runtime.engine import Engine
@@ -112,7 +115,7 @@ def _layer_seconds() -> float:
     seconds = [_seconds(engine.step, repeat=1) for _ in range(24)]
     layers = engine.config.num_hidden_layers
     engine.close()
-    return median(seconds) / layers
+    return median(seconds), layers
 
 
 def _seconds(work: Callable[[], object], repeat: int = 5) -> float:

@@ -1,6 +1,7 @@
 """How long prefill and decoding take: bytes and operations counted, divided by a device's rates.
 
-    a step = max(bytes read / bandwidth, operations / arithmetic) + layers x layer_seconds + experts read from elsewhere
+    a part of a step = max(bytes read / bandwidth, operations / arithmetic)
+    a step = weights + attention + step_seconds + layers x layer_seconds + experts read from elsewhere
 
 Counted are the weights that the batch touches (of routed experts: those that are chosen), the index keys of the whole
 context, the latents of the selected positions, and the arithmetic of all of them.
@@ -20,27 +21,24 @@ from v32.model_runtime.planning.memory import Weights
 
 
 class StepCost(NamedTuple):
-    """One forward pass of one rank."""
+    """Seconds of one forward pass of one rank."""
 
-    num_bytes: float
-    flops: float
-    bytes_seconds: float
-    flops_seconds: float
-    layer_seconds: float
-    experts_seconds: float
+    memory: float
+    """Of the parts that wait for memory."""
+    arithmetic: float
+    """Of the parts that wait for arithmetic."""
+    starting: float
+    experts: float
 
     @property
     def seconds(self) -> float:
-        return max(self.bytes_seconds, self.flops_seconds) + self.layer_seconds + self.experts_seconds
+        return sum(self)
 
     @property
     def limit(self) -> str:
         """What takes most of the time."""
-        if self.experts_seconds > self.seconds / 2:
-            return "reading experts"
-        if self.layer_seconds > max(self.bytes_seconds, self.flops_seconds):
-            return "starting operations"
-        return "reading memory" if self.bytes_seconds > self.flops_seconds else "arithmetic"
+        words = ("reading memory", "arithmetic", "starting operations", "reading experts")
+        return max(zip(self, words, strict=True))[1]
 
 
 class ExpertPlaces(NamedTuple):
@@ -82,14 +80,16 @@ def step_cost(
     places: ExpertPlaces | None = None,
 ) -> StepCost:
     """The cost of one pass; `weights` are all of one rank, `ranks` how many share the model."""
-    num_bytes = _weight_bytes(config, weights, work.num_tokens, ranks) + _cache_bytes(config, work, kv_dtype)
-    flops = _weight_flops(config, weights, work) + _attention_flops(config, work, ranks)
+    weight_bytes = _weight_bytes(config, weights, work.num_tokens, ranks)
+    parts = (
+        (weight_bytes, _weight_flops(config, weights, work)),
+        (_cache_bytes(config, work, kv_dtype), _attention_flops(config, work, ranks)),
+    )
+    waits = [(size / rates.weight_bytes_per_second, flops / rates.flops_per_second) for size, flops in parts]
     return StepCost(
-        num_bytes,
-        flops,
-        num_bytes / rates.weight_bytes_per_second,
-        flops / rates.flops_per_second,
-        rates.layer_seconds * config.num_hidden_layers,
+        sum(memory for memory, arithmetic in waits if memory > arithmetic),
+        sum(arithmetic for memory, arithmetic in waits if memory <= arithmetic),
+        rates.step_seconds + rates.layer_seconds * config.num_hidden_layers,
         places.seconds(config, work.num_tokens) if places else 0.0,
     )
 
