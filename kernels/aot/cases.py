@@ -92,6 +92,8 @@ def _op_kv_append(gpu: Recorder) -> None:
     latent, k_pe, slots = _meta(DECODE, LATENT), _meta(DECODE, ROPE), _ints(DECODE)
     kv_append(_meta(SLOTS, LATENT + ROPE), slots, latent, k_pe, gpu)
     kv_append(_meta(SLOTS, record_bytes(LATENT, ROPE), dtype=torch.uint8), slots, latent, k_pe, gpu)
+    index_k = _meta(DECODE, INDEX_WIDTH)
+    kv_append(_meta(SLOTS, INDEX_WIDTH), slots, *index_k.tensor_split(2, -1), gpu)
 
 
 def _op_index_score(gpu: Recorder) -> None:
@@ -101,6 +103,8 @@ def _op_index_score(gpu: Recorder) -> None:
     table, visible, weights = _ints(DECODE, CONTEXT // 64), _ints(DECODE), _floats(DECODE, INDEX_HEADS)
     q, keys = _codes(DECODE, INDEX_HEADS, INDEX_WIDTH), _codes(SLOTS, INDEX_WIDTH)
     paged_index_score(q, keys, weights, table, visible, 64, _floats(SLOTS), gpu)
+    q, keys = _meta(DECODE, INDEX_HEADS, INDEX_WIDTH), _meta(SLOTS, INDEX_WIDTH)
+    paged_index_score(q, keys, weights, table, visible, 64, None, gpu)
 
 
 def _op_topk_select(gpu: Recorder) -> None:
@@ -140,10 +144,12 @@ def _op_swiglu(gpu: Recorder) -> None:
 def _op_moe_experts(gpu: Recorder) -> None:
     gate, down = _codes(INNER, HIDDEN), _codes(HIDDEN, INNER)
     expert = ExpertWeights(gate, gate, down, _floats(16, 56), _floats(16, 56), _floats(56, 16))
+    float_expert = ExpertWeights(_meta(INNER, HIDDEN), _meta(INNER, HIDDEN), _meta(HIDDEN, INNER))
     for tokens in (DECODE, PREFILL):
         indices, weights = _ints(tokens, TOP_K), _floats(tokens, TOP_K)
         for fmt in ("ue8m0", None):
             moe_experts(_meta(tokens, HIDDEN), indices, weights, [expert] * EXPERTS, fmt, gpu)
+        moe_experts(_meta(tokens, HIDDEN), indices, weights, [float_expert] * EXPERTS, None, gpu)
 
 
 def _op_token_mask(gpu: Recorder) -> None:

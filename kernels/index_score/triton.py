@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -21,11 +23,12 @@ QUERIES_A_PROGRAM = 32
 def index_score(q: Tensor, k: Tensor, weights: Tensor, k_scale: Tensor | None, gpu: Gpu | None = None) -> Tensor:
     *batch, num_queries, heads, width = q.shape
     num_keys = k.shape[-2]
-    q = q.reshape(-1, num_queries, heads, width)
-    k = k.expand(*batch, num_keys, width).reshape(-1, num_keys, width)
-    weights = weights.reshape(-1, num_queries, heads)
+    num_batches = math.prod(batch)
+    q = q.reshape(num_batches, num_queries, heads, width)
+    k = k.expand(*batch, num_keys, width).reshape(num_batches, num_keys, width)
+    weights = weights.reshape(num_batches, num_queries, heads)
     if k_scale is not None:
-        k_scale = k_scale.expand(*batch, num_keys).reshape(-1, num_keys).contiguous()
+        k_scale = k_scale.expand(*batch, num_keys).reshape(num_batches, num_keys).contiguous()
     scores = torch.empty(len(q), num_queries, num_keys, dtype=torch.float32, device=q.device)
     _launch(q, k, weights, k_scale, None, None, scores, k.stride(0), k.stride(1), gpu)
     return scores.view(*batch, num_queries, num_keys)
@@ -44,7 +47,7 @@ def paged_index_score(
     scores = torch.empty(len(q), block_table.shape[1] * page_size, dtype=torch.float32, device=q.device)
     table = block_table.contiguous()
     _launch(
-        *(q[:, None], index_keys, weights[:, None], k_scale, table, visible, scores[:, None]),
+        *(q[:, None], index_keys, weights[:, None], k_scale, table, visible.contiguous(), scores[:, None]),
         *(0, index_keys.stride(0), gpu, page_size),
     )
     return scores

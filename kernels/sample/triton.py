@@ -24,11 +24,13 @@ def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, uniforms: Tensor,
     gpu = gpu or gpu_of(logits)
     logits = logits.float()
     logits = logits if logits.stride(-1) == 1 else logits.contiguous()
+    temperature, top_p, uniforms = temperature.float(), top_p.double(), uniforms.double()
     ids = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     gpu.launch(
         _sample,
         (len(logits),),
-        *(logits, temperature.float(), top_p.double(), uniforms.double(), ids, logits.shape[1], logits.stride(0)),
+        *(logits, temperature.contiguous(), top_p.contiguous(), uniforms.contiguous()),
+        *(ids, logits.shape[1], logits.stride(0)),
         BLOCK=512 if gpu.arch == "interpreter" else 1024,
         num_warps=8,
         num_stages=1,
