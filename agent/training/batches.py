@@ -27,7 +27,7 @@ IGNORED = -100
 POOL = 2
 """Batches drawn at a time; cutting the pool by length keeps padding low."""
 WEIGHTS = {
-    "chat": 0.6,
+    "chat": 2.0,
     "own_tool": 2.0,
     "error_retry": 2.0,
     "not_found": 1.5,
