@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
+from v32.agent.startup import shorten_torch_import
+
 COMMANDS = {
     "run": "answer one question",
     "chat": "talk with the agent",
@@ -31,7 +33,9 @@ EPILOG = "`v32 COMMAND --help` describes a command. Without --model, the small c
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a failure with a known remedy is one line on standard error."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv is None:
+        shorten_torch_import()
+        argv = sys.argv[1:]
     try:
         return _run(argv)
     except KeyboardInterrupt:

@@ -1,0 +1,48 @@
+"""A command starts without the slower half of torch, and whoever needs it finds it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+def last_line(program: str) -> str:
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    return run.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_command_answers_without_what_only_compilers_of_models_need() -> None:
+    program = """
+import sys
+from v32.agent.cli import main
+sys.argv = ["v32", "run", "Hello", "--max-new-tokens", "1"]
+main()
+print("torch" in sys.modules, "torch._decomp.decompositions" in sys.modules)
+"""
+    assert last_line(program) == "True False"
+
+
+@pytest.mark.slow
+def test_what_was_left_out_is_there_when_it_is_named() -> None:
+    program = """
+from v32.agent.startup import shorten_torch_import
+shorten_torch_import()
+import torch
+before = hasattr(torch._meta_registrations, "__file__") if hasattr(torch, "_meta_registrations") else False
+from torch._meta_registrations import register_meta
+import torch._meta_registrations as found
+print(before, callable(register_meta), found.__file__.endswith("_meta_registrations.py"))
+"""
+    assert last_line(program) == "False True True"
+
+
+def test_a_process_that_has_torch_keeps_what_it_has() -> None:
+    import torch._meta_registrations as before
+
+    from v32.agent.startup import shorten_torch_import
+
+    shorten_torch_import()
+    assert sys.modules["torch._meta_registrations"] is before
