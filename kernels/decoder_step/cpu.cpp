@@ -54,24 +54,20 @@ struct Batch {
     const float *cos, *sin;       // [positions, rope / 2]
 };
 
-// Rows of one width, laid out for each kind of matrix that reads them.
+// Rows of one width, laid out in tiles for each kind of matrix that reads them.
 class Inputs {
   public:
-    Inputs(int64_t count, int64_t size) : size_(size), width_(padded(size)), memory_(3 * count * padded(size)), rows_(3 * count), count_(count) {
-        for (int64_t i = 0; i < 3 * count; ++i) rows_[i] = memory_ + i * width_;
-    }
+    Inputs(int64_t count, int64_t size) : size_(size), width_(padded(size)), count_(count), memory_(3 * count * width_) {}
     // `kinds`: bits of the kinds wanted.
     void set(int64_t row, const float* x, int64_t kinds) const {
         for (int64_t kind = 0; kind < 3; ++kind)
-            if (kinds >> kind & 1) arrange(kind, x, size_, memory_ + (kind * count_ + row) * width_);
+            if (kinds >> kind & 1) arrange(kind, x, size_, row_of(tiles(kind), count_, width_, row));
     }
-    const float* const* rows(int64_t kind) const { return rows_ + kind * count_; }
+    float* tiles(int64_t kind) const { return memory_ + kind * count_ * width_; }
 
   private:
-    const int64_t size_, width_;
+    const int64_t size_, width_, count_;
     const Scratch<float> memory_;
-    const Scratch<const float*> rows_;
-    const int64_t count_;
 };
 
 static inline int64_t bit(const Matrix& w) { return int64_t(1) << w.kind; }
@@ -130,8 +126,7 @@ class Step {
     template <class Store>
     void multiply(Team& team, int rank, const Matrix& w, const Inputs& inputs, const Matrix& next, Store store) {
         const Range rows = team.share(rank, w.rows, 8);
-        expect(next, team.share(rank, next.rows, 8).begin);
-        product(w, rows.begin, rows.end, inputs.rows(w.kind), n_, store);
+        product(w, rows.begin, rows.end, inputs.tiles(w.kind), n_, row_at(next, team.share(rank, next.rows, 8).begin), store);
     }
     void multiply(Team& team, int rank, const Matrix& w, const Inputs& inputs, const Matrix& next, float* out) {
         multiply(team, rank, w, inputs, next, [&](int64_t n, int64_t m, float value) { out[m * w.rows + n] = value; });
@@ -276,16 +271,14 @@ class Step {
 
     // Attended latents become values, head by head.
     void release_values(Team& team, const Layer& l, Mine&) {
-        const int64_t rows = 6, blocks = (n_ + rows - 1) / rows, width = padded(s_.latent);
-        const Scratch<float> arranged(rows * width);
-        const float* xs[rows];
-        for (int64_t m = 0; m < rows; ++m) xs[m] = arranged + m * width;
+        const int64_t rows = CHUNK, blocks = (n_ + rows - 1) / rows, width = padded(s_.latent);
+        const Scratch<float> arranged(std::min(rows, n_) * width);
         for (int64_t item; (item = team.next()) < blocks * s_.heads;) {
             const int64_t head = item / blocks, first = item % blocks * rows, count = std::min(rows, n_ - first);
             for (int64_t m = 0; m < count; ++m)
-                arrange(l.kv_b.kind, attended_ + ((first + m) * s_.heads + head) * s_.latent, s_.latent, arranged + m * width);
+                arrange(l.kv_b.kind, attended_ + ((first + m) * s_.heads + head) * s_.latent, s_.latent, row_of(arranged + 0, count, width, m));
             const int64_t row = head * (s_.nope + s_.value) + s_.nope;
-            product(l.kv_b, row, row + s_.value, xs, count, [&](int64_t n, int64_t m, float value) {
+            product(l.kv_b, row, row + s_.value, arranged + 0, count, row_at(l.kv_b, row + s_.nope + s_.value), [&](int64_t n, int64_t m, float value) {
                 out_[((first + m) * s_.heads + head) * s_.value + n - row] = value;
             });
         }
@@ -311,7 +304,7 @@ class Step {
             if (rank == 0) plan(number, l);
             team.meet();
             is_last = wave_ == 0;
-            blocks_.up(team, [&](int64_t kind, int64_t row) { return inputs_.rows(kind)[row]; });
+            blocks_.up(team, [&](int64_t kind) { return inputs_.tiles(kind); }, n_);
             team.meet();
             blocks_.down(team, x_ + 0, n_, s_.hidden);
             team.meet();

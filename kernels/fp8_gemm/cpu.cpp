@@ -19,13 +19,11 @@ extern "C" void v32_linear(const v32::Matrix* weight, const float* x, int64_t co
     const Matrix w = *weight;
     const int64_t width = padded(w.cols);
     const Scratch<float> arranged(count * width);
-    const Scratch<const float*> xs(count);
-    for (int64_t m = 0; m < count; ++m) xs[m] = arranged + m * width;
     run(num_bytes(w) * count / BYTES_A_THREAD + 1, [&](Team& team, int rank) {
         const Range mine = team.share(rank, count, 1);
-        for (int64_t m = mine.begin; m < mine.end; ++m) arrange(w.kind, x + m * w.cols, w.cols, arranged + m * width);
+        for (int64_t m = mine.begin; m < mine.end; ++m) arrange(w.kind, x + m * w.cols, w.cols, row_of(arranged + 0, count, width, m));
         team.meet();
         const Range rows = team.share(rank, w.rows, 8);
-        product(w, rows.begin, rows.end, xs + 0, count, [&](int64_t n, int64_t m, float value) { y[m * w.rows + n] = value; });
+        product(w, rows.begin, rows.end, arranged + 0, count, row_at(w, rows.end), [&](int64_t n, int64_t m, float value) { y[m * w.rows + n] = value; });
     });
 }

@@ -16,12 +16,12 @@ struct Expert {
     Matrix gate, up, down;
 };
 
-// Rows that pass one expert: their numbers, weights and places in the hidden buffer.
+// Rows that pass one expert: their numbers, their weights, and where their hidden values lie in tiles.
 struct Group {
     const Expert* expert;
     std::vector<int64_t> rows;
     std::vector<float> weights;  // empty: all 1
-    std::vector<float*> hidden;
+    float* hidden;
 };
 
 class FeedForward {
@@ -42,7 +42,7 @@ class FeedForward {
             for (next = first; next < num_experts && (place[next] < 0 || (int64_t)ids_.size() < most); ++next)
                 if (place[next] >= 0) {
                     place[next] = (int64_t)groups_.size();
-                    groups_.push_back({experts + next, {}, {}, {}});
+                    groups_.push_back({experts + next, {}, {}, nullptr});
                     ids_.push_back(next);
                 }
             for (int64_t i = 0; i < count * chosen; ++i) {
@@ -55,7 +55,7 @@ class FeedForward {
         is_first_ = first == 0, is_last_ = next == num_experts;
         if (!is_last_ && is_first_) carried_.resize(count * experts->down.rows);
         if (shared && is_last_) {
-            groups_.push_back({shared, {}, {}, {}});
+            groups_.push_back({shared, {}, {}, nullptr});
             for (int64_t i = 0; i < count; ++i) groups_.back().rows.push_back(i);
         }
         int64_t size = 0;
@@ -65,11 +65,11 @@ class FeedForward {
         pieces_.clear();
         for (size_t g = 0; g < groups_.size(); ++g) {
             Group& group = groups_[g];
-            const int64_t inner = group.expert->down.cols, width = padded(inner);
-            for (size_t m = 0; m < group.rows.size(); ++m, hidden += width) {
-                if (width > inner) memset(hidden + width - GROUP, 0, GROUP * sizeof(float));
-                group.hidden.push_back(hidden);
-            }
+            const int64_t inner = group.expert->down.cols, count = (int64_t)group.rows.size(), width = padded(inner);
+            group.hidden = hidden;
+            hidden += count * width;
+            for (int64_t m = 0; m < count; ++m)
+                for (int64_t n = width - GROUP; n < width; ++n) at(row_of(group.hidden, count, width, m), n) = 0;
             for (int64_t n = 0; n < inner; n += INNER) pieces_.push_back({(int64_t)g, n});
         }
         return next;
@@ -77,34 +77,34 @@ class FeedForward {
 
     const std::vector<int64_t>& ids() const { return ids_; }  // of the experts planned
 
-    // `inputs(kind, row)` is a row as matrices of that kind read it. Call from all threads; then meet.
+    // `inputs(kind)` are all rows in tiles as matrices of that kind read them. Call from all threads; then meet.
     template <class Inputs>
-    void up(Team& team, Inputs inputs) const {
-        std::vector<const float*> xs[2];
-        std::vector<float> gates, ups;
+    void up(Team& team, Inputs inputs, int64_t all) const {
+        std::vector<float> own[2], gates, ups;
+        const float* xs[2] = {};
+        const Group* last = nullptr;
         for (int64_t item; (item = team.next()) < (int64_t)pieces_.size();) {
             const Group& group = groups_[pieces_[item].first];
             const Expert& expert = *group.expert;
             const int64_t begin = pieces_[item].second, end = std::min(begin + INNER, expert.gate.rows);
             const int64_t count = (int64_t)group.rows.size();
-            for (int which = 0; which < 2; ++which) {
-                xs[which].clear();
-                for (int64_t row : group.rows) xs[which].push_back(inputs(which ? expert.up.kind : expert.gate.kind, row));
+            if (last != &group) {
+                xs[0] = gather(group, inputs(expert.gate.kind), all, expert.gate.cols, own[0]);
+                xs[1] = expert.up.kind == expert.gate.kind ? xs[0] : gather(group, inputs(expert.up.kind), all, expert.up.cols, own[1]);
+                last = &group;
             }
             if ((int64_t)gates.size() < count * INNER) gates.resize(count * INNER), ups.resize(count * INNER);
-            expect(expert.up, begin);
-            product(expert.gate, begin, end, xs[0].data(), count,
+            product(expert.gate, begin, end, xs[0], count, row_at(expert.up, begin),
                     [&](int64_t n, int64_t m, float value) { gates[m * INNER + n - begin] = value; });
-            if (item + team.size() < (int64_t)pieces_.size()) {
-                const auto& [next, row] = pieces_[item + team.size()];
-                expect(groups_[next].expert->gate, row);
-            }
-            product(expert.up, begin, end, xs[1].data(), count,
+            // The next item if threads are equally fast.
+            const auto& [next, row] = pieces_[std::min(item + team.size(), (int64_t)pieces_.size() - 1)];
+            product(expert.up, begin, end, xs[1], count, row_at(groups_[next].expert->gate, row),
                     [&](int64_t n, int64_t m, float value) { ups[m * INNER + n - begin] = value; });
             swiglu(gates.data(), ups.data(), count * INNER);
+            const int64_t kind = expert.down.kind, width = padded(expert.down.cols);
             for (int64_t m = 0; m < count; ++m)
                 for (int64_t n = begin; n < end; ++n)
-                    group.hidden[m][position(expert.down.kind, n)] = gates[m * INNER + n - begin] * factor(expert.down.kind);
+                    at(row_of(group.hidden, count, width, m), position(kind, n)) = gates[m * INNER + n - begin] * factor(kind);
         }
     }
 
@@ -117,9 +117,10 @@ class FeedForward {
             for (int64_t m = 0; m < (is_first_ ? 0 : count); ++m) std::copy_n(&carried_[m * outer + begin], end - begin, &sums[m * OUTER]);
             for (const Group& group : groups_) {
                 const int64_t size = (int64_t)group.rows.size();
-                if (&group < &groups_.back()) expect((&group)[1].expert->down, begin);
-                else if (end + OUTER * (team.size() - 1) < outer) expect(groups_[0].expert->down, end + OUTER * (team.size() - 1));
-                product(group.expert->down, begin, end, (const float* const*)group.hidden.data(), size,
+                const bool is_last = &group == &groups_.back();
+                const Expert& next = *(is_last ? groups_[0] : (&group)[1]).expert;
+                const int64_t row = std::min(begin + (is_last ? OUTER * team.size() : 0), outer - 1);
+                product(group.expert->down, begin, end, group.hidden, size, row_at(next.down, row),
                         [&](int64_t n, int64_t m, float value) { values[m * OUTER + n - begin] = value; });
                 // Not where the values are stored: each tile would fuse or not fuse this product in its own way.
                 for (int64_t m = 0; m < size; ++m)
@@ -132,6 +133,16 @@ class FeedForward {
     }
 
   private:
+    // The group's rows in tiles of their own, which `own` holds; all rows need none.
+    static const float* gather(const Group& group, float* tiles, int64_t all, int64_t cols, std::vector<float>& own) {
+        const int64_t count = (int64_t)group.rows.size(), width = padded(cols);
+        if (count == all) return tiles;
+        own.resize(count * width);
+        for (int64_t m = 0; m < count; ++m)
+            copy_row(row_of(tiles, all, width, group.rows[m]), row_of(own.data(), count, width, m), width);
+        return own.data();
+    }
+
     static void add(const float* values, float weight, float* sums) {
         for (int64_t n = 0; n < OUTER; n += LANES) store(sums + n, load(sums + n) + weight * load(values + n));
     }
@@ -159,9 +170,9 @@ extern "C" void v32_moe_experts(const v32::Expert* experts, int64_t num_experts,
         const Range mine = team.share(rank, count, 1);
         for (int64_t m = mine.begin; m < mine.end; ++m)
             for (int64_t kind = 0; kind < 3; ++kind)
-                arrange(kind, x + m * inner, inner, arranged + (kind * count + m) * width);
+                arrange(kind, x + m * inner, inner, row_of(arranged + kind * count * width, count, width, m));
         team.meet();
-        blocks.up(team, [&](int64_t kind, int64_t row) { return arranged + (kind * count + row) * width; });
+        blocks.up(team, [&](int64_t kind) { return arranged + kind * count * width; }, count);
         team.meet();
         blocks.down(team, y, count, experts->down.rows);
     });

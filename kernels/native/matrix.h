@@ -11,7 +11,6 @@ namespace v32 {
 enum Kind : int64_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT8 = 2 };
 
 constexpr int64_t BLOCK = 128;
-constexpr int64_t EXPECTED_BYTES = 1 << 13;
 
 struct Matrix {
     const void* data;
@@ -73,167 +72,253 @@ static inline int64_t position(int64_t kind, int64_t index) {
 
 static inline float factor(int64_t kind) { return kind == FLOAT8 ? HALF_BIAS : 1.0f; }
 
+// Inputs lie in tiles of TILE rows, the last one smaller, and there vector beside vector:
+//
+//   vector     0              1              ...
+//   row        0  1  2  3     0  1  2  3
+//
+// so that a product reads them in one stream. `width` is the padded size of a row.
+constexpr int64_t TILE = 4;
+
+struct Row {
+    float* first;    // vector v is at first + v * stride
+    int64_t stride;
+};
+
+static inline Row row_of(float* tiles, int64_t count, int64_t width, int64_t row) {
+    const int64_t top = row / TILE * TILE;
+    return {tiles + top * width + (row - top) * LANES, (count - top < TILE ? count - top : TILE) * LANES};
+}
+
+static inline float& at(Row row, int64_t position) { return row.first[position / LANES * row.stride + position % LANES]; }
+
+static inline void copy_row(Row from, Row to, int64_t width) {
+    for (int64_t v = 0; v < width / LANES; ++v) store(to.first + v * to.stride, load(from.first + v * from.stride));
+}
+
 // Lay a vector out as products with `kind` read it: in the order of the decoded parts, zeros up to a whole group.
-static inline void arrange(int64_t kind, const float* x, int64_t size, float* out) {
-    const int64_t whole = size / GROUP * GROUP;
-    if (kind == FLOAT32) {
-        memcpy(out, x, whole * sizeof(float));
-    } else if (kind == FLOAT8) {
-        for (int64_t start = 0; start < whole; start += GROUP)
+static inline void arrange(int64_t kind, const float* x, int64_t size, Row out) {
+    for (int64_t start = 0; start < size; start += GROUP) {
+        float group[GROUP] = {};
+        const int64_t count = size - start < GROUP ? size - start : GROUP;
+        if (count < GROUP) {
+            for (int64_t i = 0; i < count; ++i) group[position(kind, i)] = x[start + i] * factor(kind);
+        } else if (kind == FLOAT8) {
             for (int part = 0; part < 4; ++part)
-                for (int lane = 0; lane < LANES; ++lane)
-                    out[start + part * LANES + lane] = x[start + 4 * lane + part] * HALF_BIAS;
-    } else {
-        for (int64_t start = 0; start < whole; start += GROUP)
+                for (int lane = 0; lane < LANES; ++lane) group[part * LANES + lane] = x[start + 4 * lane + part] * HALF_BIAS;
+        } else if (kind == BFLOAT16) {
             for (int part = 0; part < 4; ++part)
-                for (int lane = 0; lane < LANES; ++lane)
-                    out[start + part * LANES + lane] = x[start + part / 2 * 2 * LANES + 2 * lane + part % 2];
-    }
-    if (whole == size) return;
-    memset(out + whole, 0, GROUP * sizeof(float));
-    for (int64_t i = whole; i < size; ++i) out[position(kind, i)] = x[i] * factor(kind);
-}
-
-// Sixteen registers hold the sums, the fewer of weights and inputs, and one of the others.
-template <class C, int R, int M, int PART>
-static inline void multiply_part(const uint8_t* const* w, const float* const (&x)[M], Floats (*acc)[M]) {
-    if constexpr (R < M) {
-        Floats weights[R];
-        for (int r = 0; r < R; ++r) weights[r] = C::template part<PART>(w[r]);
-        for (int m = 0; m < M; ++m) {
-            Floats in = load(x[m] + PART * LANES);
-            keep(in);
-            for (int r = 0; r < R; ++r) acc[r][m] += weights[r] * in;
+                for (int lane = 0; lane < LANES; ++lane) group[part * LANES + lane] = x[start + part / 2 * 2 * LANES + 2 * lane + part % 2];
+        } else {
+            memcpy(group, x + start, sizeof group);
         }
-    } else {
-        Floats in[M];
-        for (int m = 0; m < M; ++m) in[m] = load(x[m] + PART * LANES);
-        for (int r = 0; r < R; ++r) {
-            const Floats weight = C::template part<PART>(w[r]);
-            for (int m = 0; m < M; ++m) acc[r][m] += weight * in[m];
-        }
+        for (int part = 0; part < 4; ++part) store(out.first + (start / LANES + part) * out.stride, load(group + part * LANES));
     }
 }
 
-// Row by row where decoding is most of the work, so that parts share its first steps; else part by part, so that rows
-// share the inputs.
-template <class C, int R, int M>
-static inline void multiply_group(const uint8_t* const* w, const float* const (&x)[M], Floats (*acc)[M]) {
-    constexpr int STEP = M == 1 ? 1 : R;
-    for (int r = 0; r < R; r += STEP) {
-        multiply_part<C, STEP, M, 0>(w + r, x, acc + r);
-        multiply_part<C, STEP, M, 1>(w + r, x, acc + r);
-        multiply_part<C, STEP, M, 2>(w + r, x, acc + r);
-        multiply_part<C, STEP, M, 3>(w + r, x, acc + r);
+static inline const uint8_t* row_at(const Matrix& w, int64_t row) {
+    return (const uint8_t*)w.data + row * w.cols * (w.kind == FLOAT8 ? 1 : w.kind == BFLOAT16 ? 2 : 4);
+}
+
+// Part by part, so that all rows share the inputs: acc[r][m] += rows[r] . x[m] over one group.
+template <class C, int R, int M, int PART = 0>
+static inline void multiply_group(const uint8_t* const (&w)[R], int64_t offset, const float* x, Floats (&acc)[R][M]) {
+    Floats in[M];
+    for (int m = 0; m < M; ++m) in[m] = load(x + (PART * M + m) * LANES);
+    for (int r = 0; r < R; ++r) {
+        const Floats weight = C::template part<PART>(w[r] + offset);
+        for (int m = 0; m < M; ++m) add_product(acc[r][m], weight, in[m]);
     }
+    if constexpr (PART < 3) multiply_group<C, R, M, PART + 1>(w, offset, x, acc);
 }
 
-// The rows from `row` on will be read soon: their first lines come into the cache meanwhile. A product that begins with
-// rows it did not ask for waits for memory through its first tile.
-static inline void expect(const Matrix& w, int64_t row) {
-    const int64_t stride = w.cols * (w.kind == FLOAT8 ? 1 : w.kind == BFLOAT16 ? 2 : 4), tile = 8 * stride;
-    const uint8_t* first = (const uint8_t*)w.data + row * stride;
-    for (int64_t line = 0; line < (tile < EXPECTED_BYTES ? tile : EXPECTED_BYTES); line += 64) __builtin_prefetch(first + line);
+// What comes next of memory, line after line: that is how it likes to be read, while several rows at once are read at half
+// the speed.
+static inline void ask_for(const uint8_t* lines, int64_t size) {
+    for (int64_t line = 0; line < size; line += 64) __builtin_prefetch(lines + line);
 }
 
-// total[r][m] += rows[r] . xs[m] over `size` values from column `start` on, a multiple of BLOCK; xs arranged for the kind;
-// all rows lie in one row of blocks, whose scales are `scales`. Meanwhile the R rows at `next`, if any, come into the cache, one
-// line after the other: that is how memory likes to be read, while R rows at once are read at half the speed.
+// total[r][m] += row r . x[m] of a tile of M inputs, decoding the rows on the way; all R rows lie in one row of blocks,
+// whose scales are `scales`. Meanwhile what is read next comes into the cache, from `next` on.
 template <int64_t KIND, int R, int M>
-__attribute__((noinline)) static void accumulate(const uint8_t* const* rows, const float* scales, const float* const* xs, int64_t start,
-                              int64_t size, const uint8_t* next, Floats (&total)[R][M]) {
+__attribute__((noinline)) static void accumulate(const uint8_t* rows, int64_t stride, const float* scales, const float* x,
+                                                 int64_t size, const uint8_t* next, Floats (&total)[R][M]) {
     using C = Codec<KIND>;
     const uint8_t* w[R];
-    const float* x[M];
-    for (int r = 0; r < R; ++r) w[r] = rows[r] + start * C::BYTES;
-    for (int m = 0; m < M; ++m) x[m] = xs[m] + start;
-    for (int64_t block = start; block < start + size; block += BLOCK) {
+    for (int r = 0; r < R; ++r) w[r] = rows + r * stride;
+    for (int64_t block = 0; block < size; block += BLOCK) {
         Floats acc[R][M] = {};
-        int64_t left = start + size - block < BLOCK ? start + size - block : BLOCK;
-        for (int64_t line = 0; next && line < R * BLOCK * C::BYTES; line += 64)
-            __builtin_prefetch(next + R * block * C::BYTES + line);
-        for (; left >= GROUP; left -= GROUP) {
-            multiply_group<C, R, M>(w, x, acc);
-            for (int r = 0; r < R; ++r) w[r] += GROUP * C::BYTES;
-            for (int m = 0; m < M; ++m) x[m] += GROUP;
-        }
-        if (left > 0) {
+        const int64_t end = size - block < BLOCK ? size : block + BLOCK;
+        ask_for(next + R * block * C::BYTES, R * BLOCK * C::BYTES);
+        int64_t start = block;
+        for (; start + GROUP <= end; start += GROUP) multiply_group<C, R, M>(w, start * C::BYTES, x + start * M, acc);
+        if (start < end) {
             uint8_t tail[R][GROUP * C::BYTES] = {};
-            for (int r = 0; r < R; ++r) {
-                memcpy(tail[r], w[r], left * C::BYTES);
-                w[r] = tail[r];
-            }
-            multiply_group<C, R, M>(w, x, acc);
+            const uint8_t* tails[R];
+            for (int r = 0; r < R; ++r) tails[r] = (const uint8_t*)memcpy(tail[r], w[r] + start * C::BYTES, (end - start) * C::BYTES);
+            multiply_group<C, R, M>(tails, 0, x + start * M, acc);
         }
-        const float scale = KIND == FLOAT8 ? scales[block / BLOCK] * HALF_BIAS : 1.0f;
+        const Floats scale = splat(KIND == FLOAT8 ? scales[block / BLOCK] * HALF_BIAS : 1.0f);
         for (int r = 0; r < R; ++r)
-            for (int m = 0; m < M; ++m) total[r][m] += scale * acc[r][m];
+            for (int m = 0; m < M; ++m) add_product(total[r][m], scale, acc[r][m]);
     }
 }
 
-constexpr int64_t PANEL = 512;      // columns of the inputs that stay in the first cache while rows pass
-constexpr int64_t PANEL_ROWS = 32;  // rows whose sums are kept meanwhile
-
-// store(n, first + m, w[n] . xs[m]) for the rows n in [begin, end), a multiple of R, M inputs.
+// The product of the rows [begin, end), R at a time, with the tile of M inputs that begins with input `first`.
 template <int64_t KIND, int R, int M, class Store>
-static inline void product_tile(const Matrix& w, int64_t begin, int64_t end, const float* const* xs, int64_t first,
+static inline void product_rows(const Matrix& w, int64_t begin, int64_t end, const float* x, int64_t first, const uint8_t* after,
                                 Store& store) {
     const int64_t stride = w.cols * Codec<KIND>::BYTES, blocks = (w.cols + BLOCK - 1) / BLOCK;
-    const int64_t panel = M < 3 ? w.cols : PANEL;
-    constexpr int64_t SPAN = R == 1 ? 1 : PANEL_ROWS;
-    for (int64_t top = begin; top < end; top += SPAN) {
-        const int64_t bottom = top + SPAN < end ? top + SPAN : end;
-        Floats totals[SPAN / R][R][M] = {};
-        for (int64_t start = 0; start < w.cols; start += panel) {
-            for (int64_t n = top; n < bottom; n += R) {
-                const uint8_t* rows[R];
-                for (int r = 0; r < R; ++r) rows[r] = (const uint8_t*)w.data + (n + r) * stride;
-                const float* scales = w.scales + (KIND == FLOAT8 ? n / BLOCK * blocks : 0);
-                const int64_t size = w.cols - start < panel ? w.cols - start : panel;
-                accumulate<KIND, R, M>(rows, scales, xs, start, size, rows[0] + R * stride, totals[(n - top) / R]);
-            }
-        }
-        for (int64_t n = top; n < bottom; ++n)
-            for (int m = 0; m < M; ++m) store(n, first + m, sum(totals[(n - top) / R][(n - top) % R][m]));
+    for (int64_t n = begin; n < end; n += R) {
+        Floats total[R][M] = {};
+        const float* scales = w.scales + (KIND == FLOAT8 ? n / BLOCK * blocks : 0);
+        const uint8_t* rows = (const uint8_t*)w.data + n * stride;
+        accumulate<KIND, R, M>(rows, stride, scales, x, w.cols, n + R < end ? rows + R * stride : after, total);
+        for (int r = 0; r < R; ++r)
+            for (int m = 0; m < M; ++m) store(n + r, first + m, sum(total[r][m]));
     }
 }
 
-constexpr int64_t TILE_BYTES = 1 << 16;  // of weights that stay in the second cache while all inputs pass
-
 template <int64_t KIND, int M, class Store>
-static inline void product_inputs(const Matrix& w, int64_t begin, int64_t end, const float* const* xs, int64_t first,
-                                  Store& store) {
-    constexpr int R = M == 1 ? 8 : M < 4 ? 4 : 2;
-    // Tiles start at multiples of R, so that none lies across two rows of blocks.
+static inline void product_tile(const Matrix& w, int64_t begin, int64_t end, const float* x, int64_t first, const uint8_t* after,
+                                Store& store) {
+    constexpr int R = M < 3 ? 4 : 2;
+    // Rows are taken from multiples of R on, so that no R of them lie across two rows of blocks.
     const int64_t head = begin + (R - begin % R) % R < end ? begin + (R - begin % R) % R : end;
     const int64_t whole = head + (end - head) / R * R;
-    product_tile<KIND, 1, M>(w, begin, head, xs, first, store);
-    product_tile<KIND, R, M>(w, head, whole, xs, first, store);
-    product_tile<KIND, 1, M>(w, whole, end, xs, first, store);
+    product_rows<KIND, 1, M>(w, begin, head, x, first, row_at(w, head), store);
+    product_rows<KIND, R, M>(w, head, whole, x, first, whole < end ? row_at(w, whole) : after, store);
+    product_rows<KIND, 1, M>(w, whole, end, x, first, after, store);
+}
+
+constexpr int64_t STRIP = 16;  // rows of weights that are decoded at a time, a block of columns of each
+constexpr int64_t FEW = 8;     // inputs for which decoding on the way is faster
+constexpr int64_t CHUNK = 32;  // inputs that share them; sums, weights and inputs stay in the first cache
+
+// Every other vector of `out`.
+template <class C>
+static inline void decode_group(const uint8_t* p, float* out) {
+    store(out, C::template part<0>(p));
+    store(out + 2 * LANES, C::template part<1>(p));
+    store(out + 4 * LANES, C::template part<2>(p));
+    store(out + 6 * LANES, C::template part<3>(p));
+}
+
+// A block of columns of STRIP rows, decoded: two rows beside each other, vector by vector. Rows beyond `last` repeat it.
+template <int64_t KIND>
+static inline void decode_strip(const Matrix& w, int64_t first, int64_t last, int64_t start, int64_t size, float* out) {
+    using C = Codec<KIND>;
+    const int64_t stride = w.cols * C::BYTES;
+    for (int64_t r = 0; r < STRIP; ++r) {
+        const uint8_t* p = (const uint8_t*)w.data + (first + r < last ? first + r : last) * stride + start * C::BYTES;
+        float* to = out + r / 2 * 2 * BLOCK + r % 2 * LANES;
+        int64_t i = 0;
+        for (; i + GROUP <= size; i += GROUP) decode_group<C>(p + i * C::BYTES, to + 2 * i);
+        if (i < size) {
+            uint8_t tail[GROUP * C::BYTES] = {};
+            decode_group<C>((const uint8_t*)memcpy(tail, p + i * C::BYTES, (size - i) * C::BYTES), to + 2 * i);
+        }
+    }
+}
+
+template <int M>
+static inline void multiply_vector(const float* w, const float* x, Floats (&acc)[2][M]) {
+    Floats weights[2] = {load(w), load(w + LANES)};
+    keep(weights[0]);
+    keep(weights[1]);
+    for (int m = 0; m < M; ++m) {
+        Floats in = load(x + m * LANES);
+        keep(in);
+        for (int r = 0; r < 2; ++r) add_product(acc[r][m], weights[r], in);
+    }
+}
+
+// totals[r][m] += scales[r] * (row r of a strip . input m): two rows and four inputs keep the units busy (94% of them),
+// while more sums than eight would cost more at the border of a block than they save within.
+template <int M>
+__attribute__((noinline)) static void multiply_strip(const float* w, const float* x, int64_t vectors, const float* scales, int64_t rows,
+                                                     Floats* totals, const float* next) {
+    for (int64_t n = 0; n < rows; n += 2, w += 2 * BLOCK, totals += 2 * M) {
+        Floats acc[2][M] = {};
+        for (int line = 0; line < M; ++line) __builtin_prefetch(next + (n / 2 * M + line) * 16);
+        if (vectors == BLOCK / LANES) {
+#pragma GCC unroll 16
+            for (int v = 0; v < BLOCK / LANES; ++v) multiply_vector<M>(w + v * 2 * LANES, x + v * M * LANES, acc);
+        } else {
+            for (int64_t v = 0; v < vectors; ++v) multiply_vector<M>(w + v * 2 * LANES, x + v * M * LANES, acc);
+        }
+        const Floats scale[2] = {splat(scales[n]), splat(scales[n + 1])};
+        for (int r = 0; r < 2; ++r)
+            for (int m = 0; m < M; ++m) add_product(totals[r * M + m], scale[r], acc[r][m]);
+    }
+}
+
+// store(n, first + m, w[n] . x[m]) for the rows [top, bottom) of one strip and up to CHUNK inputs.
+template <int64_t KIND, class Store>
+static inline void product_strip(const Matrix& w, int64_t top, int64_t bottom, const float* x, int64_t first, int64_t count,
+                                 const uint8_t* next, Store& store) {
+    const int64_t width = padded(w.cols), blocks = (w.cols + BLOCK - 1) / BLOCK, rows = (bottom - top + 1) / 2 * 2;
+    alignas(64) float decoded[STRIP * BLOCK];
+    Floats totals[STRIP * CHUNK];
+    memset(totals, 0, sizeof totals);
+    for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t start = block * BLOCK, size = w.cols - start < BLOCK ? w.cols - start : BLOCK;
+        float scales[STRIP];
+        for (int64_t r = 0; r < rows; ++r) {
+            const int64_t n = top + r < bottom ? top + r : bottom - 1;
+            scales[r] = KIND == FLOAT8 ? w.scales[n / BLOCK * blocks + block] * HALF_BIAS : 1.0f;
+        }
+        decode_strip<KIND>(w, top, bottom - 1, start, size, decoded);
+        ask_for(next + STRIP * start * Codec<KIND>::BYTES, STRIP * BLOCK * Codec<KIND>::BYTES);
+        for (int64_t m = 0; m < count; m += TILE) {
+            const int64_t left = count - m < TILE ? count - m : TILE;
+            const float* in = x + (first + m) * width + start * left;
+            Floats* out = totals + m * STRIP;
+            if (left == 4) multiply_strip<4>(decoded, in, padded(size) / LANES, scales, rows, out, in + TILE * width);
+            else if (left == 3) multiply_strip<3>(decoded, in, padded(size) / LANES, scales, rows, out, in + TILE * width);
+            else if (left == 2) multiply_strip<2>(decoded, in, padded(size) / LANES, scales, rows, out, in + TILE * width);
+            else multiply_strip<1>(decoded, in, padded(size) / LANES, scales, rows, out, in + TILE * width);
+        }
+    }
+    for (int64_t m = 0; m < count; m += TILE) {
+        const int64_t left = count - m < TILE ? count - m : TILE;
+        for (int64_t n = top; n < bottom; ++n) {
+            const Floats* of = totals + m * STRIP + (n - top) * left;
+            const Four four = sums(of[0], of[left > 1], of[left > 2 ? 2 : 0], of[left > 3 ? 3 : 0]);
+            for (int64_t i = 0; i < left; ++i) store(n, first + m + i, four[i]);
+        }
+    }
 }
 
 template <int64_t KIND, class Store>
-static inline void product_of(const Matrix& w, int64_t begin, int64_t end, const float* const* xs, int64_t count,
+static inline void product_of(const Matrix& w, int64_t begin, int64_t end, const float* x, int64_t count, const uint8_t* after,
                               Store& store) {
-    constexpr int M = 6;
-    const int64_t tile = count > M ? (TILE_BYTES / (w.cols * Codec<KIND>::BYTES) / PANEL_ROWS + 1) * PANEL_ROWS : end - begin;
-    for (int64_t n = begin; n < end; n += tile) {
-        const int64_t stop = n + tile < end ? n + tile : end;
-        int64_t m = 0;
-        for (; m + M <= count; m += M) product_inputs<KIND, M>(w, n, stop, xs + m, m, store);
-        if (m + 3 <= count) product_inputs<KIND, 3>(w, n, stop, xs + m, m, store), m += 3;
-        if (m + 2 <= count) product_inputs<KIND, 2>(w, n, stop, xs + m, m, store), m += 2;
-        if (m < count) product_inputs<KIND, 1>(w, n, stop, xs + m, m, store);
-    }
+    const int64_t width = padded(w.cols), part = count < FEW ? TILE : CHUNK, step = count > part || count >= FEW ? STRIP : end - begin;
+    // Inputs of a chunk stay in the second cache while all strips pass; a strip that few inputs share stays in the first.
+    for (int64_t m = 0; m < count; m += CHUNK)
+        for (int64_t n = begin; n < end; n += step) {
+            const int64_t stop = n + step < end ? n + step : end;
+            const uint8_t* next = stop < end ? row_at(w, stop) : after;
+            if (count >= FEW) {
+                product_strip<KIND>(w, n, stop, x, m, count - m < CHUNK ? count - m : CHUNK, next, store);
+                continue;
+            }
+            if (count >= TILE) product_tile<KIND, TILE>(w, n, stop, x, 0, next, store);
+            const int64_t whole = count / TILE * TILE;
+            if (count % TILE == 3) product_tile<KIND, 3>(w, n, stop, x + whole * width, whole, next, store);
+            if (count % TILE == 2) product_tile<KIND, 2>(w, n, stop, x + whole * width, whole, next, store);
+            if (count % TILE == 1) product_tile<KIND, 1>(w, n, stop, x + whole * width, whole, next, store);
+        }
 }
 
-// store(n, m, value) for the rows [begin, end) of w and `count` inputs, each arranged for w.kind.
+// store(n, m, value) for the rows [begin, end) of w and `count` inputs, arranged for w.kind in tiles. Towards the end
+// what is read afterwards, from `after` on, comes into the cache.
 template <class Store>
-static inline void product(const Matrix& w, int64_t begin, int64_t end, const float* const* xs, int64_t count,
+static inline void product(const Matrix& w, int64_t begin, int64_t end, const float* x, int64_t count, const uint8_t* after,
                            Store store) {
-    if (w.kind == FLOAT8) product_of<FLOAT8>(w, begin, end, xs, count, store);
-    else if (w.kind == BFLOAT16) product_of<BFLOAT16>(w, begin, end, xs, count, store);
-    else product_of<FLOAT32>(w, begin, end, xs, count, store);
+    if (w.kind == FLOAT8) product_of<FLOAT8>(w, begin, end, x, count, after, store);
+    else if (w.kind == BFLOAT16) product_of<BFLOAT16>(w, begin, end, x, count, after, store);
+    else product_of<FLOAT32>(w, begin, end, x, count, after, store);
 }
 
 }  // namespace v32

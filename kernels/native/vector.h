@@ -7,6 +7,12 @@
 #include <cstring>
 #include <new>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 #ifndef V32_LANES
 #if defined(__AVX512F__)
 #define V32_LANES 16
@@ -46,20 +52,48 @@ static inline void keep(Floats& v) {
 
 static inline Floats splat(float x) { return x - Floats{}; }
 
+// sum += a * b with one rounding. Left to itself a compiler fuses in some tiles and not in others.
+static inline void add_product(Floats& sum, Floats a, Floats b) {
+#if defined(__AVX512F__) && V32_LANES == 16
+    sum = (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#elif defined(__FMA__) && V32_LANES == 8
+    sum = (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#elif defined(__aarch64__) && V32_LANES == 4
+    sum = (Floats)vfmaq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)b);
+#else
+    sum += a * b;
+#endif
+}
+
+typedef float Four __attribute__((vector_size(16)));
+
+#if defined(__clang__)
+#define V32_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef int32_t Order __attribute__((vector_size(16)));
+#define V32_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Order{__VA_ARGS__})
+#endif
+
 // Halves are added to each other until one value is left; the order is the same everywhere.
-static inline float sum(Floats v) {
-    typedef float Four __attribute__((vector_size(16)));
-    typedef int32_t Order __attribute__((vector_size(16)));
+static inline Four sum_to_four(Floats v) {
     Four parts[LANES / 4];
     memcpy(parts, &v, sizeof v);
     for (int half = LANES / 8; half > 0; half /= 2)
         for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
-#if defined(__clang__)
-    const Four twos = parts[0] + __builtin_shufflevector(parts[0], parts[0], 2, 3, 0, 1);
-#else
-    const Four twos = parts[0] + __builtin_shuffle(parts[0], Order{2, 3, 0, 1});
-#endif
+    return parts[0];
+}
+
+static inline float sum(Floats v) {
+    const Four four = sum_to_four(v), twos = four + V32_SHUFFLE(four, four, 2, 3, 0, 1);
     return twos[0] + twos[1];
+}
+
+// The same of four vectors at once.
+static inline Four sums(Floats a, Floats b, Floats c, Floats d) {
+    const Four fours[4] = {sum_to_four(a), sum_to_four(b), sum_to_four(c), sum_to_four(d)};
+    const Four ab = V32_SHUFFLE(fours[0], fours[1], 0, 1, 4, 5) + V32_SHUFFLE(fours[0], fours[1], 2, 3, 6, 7);
+    const Four cd = V32_SHUFFLE(fours[2], fours[3], 0, 1, 4, 5) + V32_SHUFFLE(fours[2], fours[3], 2, 3, 6, 7);
+    return V32_SHUFFLE(ab, cd, 0, 2, 4, 6) + V32_SHUFFLE(ab, cd, 1, 3, 5, 7);
 }
 
 static inline int64_t padded(int64_t size) { return (size + GROUP - 1) / GROUP * GROUP; }

@@ -23,7 +23,7 @@ static inline void absorb_of(const Matrix& w, int64_t first, int64_t count, cons
                                      C::template part<3>(p)};
             for (int m = 0; m < M; ++m) {
                 const float q = qs[m][n] * scale;
-                for (int j = 0; j < 4; ++j) acc[j][m] += parts[j] * q;
+                for (int j = 0; j < 4; ++j) add_product(acc[j][m], parts[j], splat(q));
             }
         }
         for (int m = 0; m < M; ++m) {
@@ -70,8 +70,8 @@ static inline void weigh_rows(const float* p, int64_t stride, Row row, int64_t b
             const float* values = row(i) + c;
             const Floats v0 = load(values), v1 = load(values + LANES);
             for (int h = 0; h < H; ++h) {
-                acc[h][0] += v0 * p[h * stride + i];
-                acc[h][1] += v1 * p[h * stride + i];
+                add_product(acc[h][0], v0, splat(p[h * stride + i]));
+                add_product(acc[h][1], v1, splat(p[h * stride + i]));
             }
         }
         for (int h = 0; h < H; ++h)
@@ -85,29 +85,45 @@ static inline void weigh_rows(const float* p, int64_t stride, Row row, int64_t b
         }
 }
 
+// out[r][h] = rows[r] . q[h]
+template <int H>
+static inline void dot_rows(const float* const (&rows)[2], const float* q, int64_t q_stride, int64_t width, float (&out)[2][H]) {
+    Floats acc[2][H] = {};
+    int64_t c = 0;
+    for (; c + LANES <= width; c += LANES) {
+        const Floats values[2] = {load(rows[0] + c), load(rows[1] + c)};
+        for (int h = 0; h < H; ++h) {
+            Floats in = load(q + h * q_stride + c);
+            keep(in);
+            for (int r = 0; r < 2; ++r) add_product(acc[r][h], values[r], in);
+        }
+    }
+    if (c < width)
+        for (int r = 0; r < 2; ++r) {
+            float tail[LANES] = {};
+            memcpy(tail, rows[r] + c, (width - c) * sizeof(float));
+            for (int h = 0; h < H; ++h) add_product(acc[r][h], load(tail), load(q + h * q_stride + c));
+        }
+    for (int r = 0; r < 2; ++r)
+        for (int h = 0; h < H; ++h) out[r][h] = sum(acc[r][h]);
+}
+
 // H heads of one query: q [H, q_stride] are latent and rotary part one after the other, padded with zeros; row(i) is
 // record i of `count` with the same two parts. out [H, latent]. p: scratch, [H, p_stride], p_stride >= padded(count).
 template <int H, class Row>
 static inline void attend(const float* q, int64_t q_stride, Row row, int64_t count, int64_t latent, int64_t width,
                           float scale, float* p, int64_t p_stride, float* out, int64_t out_stride) {
-    const float* qs[H];
-    for (int h = 0; h < H; ++h) qs[h] = q + h * q_stride;
     constexpr int64_t AHEAD = 8;  // rows that come into the cache before they are read
-    int64_t i = 0;
-    for (; i + 2 <= count; i += 2) {
-        const uint8_t* rows[2] = {(const uint8_t*)row(i), (const uint8_t*)row(i + 1)};
-        Floats total[2][H] = {};
+    for (int64_t i = 0; i < count; i += 2) {
+        const float* rows[2] = {row(i), row(i + 1 < count ? i + 1 : i)};
         for (int64_t soon = i + AHEAD; soon < std::min(i + AHEAD + 2, count); ++soon)
             for (int64_t c = 0; c < width; c += 16) __builtin_prefetch(row(soon) + c);
-        accumulate<FLOAT32, 2, H>(rows, nullptr, qs, 0, width, nullptr, total);
-        for (int h = 0; h < H; ++h)
-            for (int r = 0; r < 2; ++r) p[h * p_stride + i + r] = sum(total[r][h]);
-    }
-    for (; i < count; ++i) {
-        const uint8_t* rows[1] = {(const uint8_t*)row(i)};
-        Floats total[1][H] = {};
-        accumulate<FLOAT32, 1, H>(rows, nullptr, qs, 0, width, nullptr, total);
-        for (int h = 0; h < H; ++h) p[h * p_stride + i] = sum(total[0][h]);
+        float found[2][H];
+        dot_rows<H>(rows, q, q_stride, width, found);
+        for (int h = 0; h < H; ++h) {
+            p[h * p_stride + i] = found[0][h];
+            if (i + 1 < count) p[h * p_stride + i + 1] = found[1][h];
+        }
     }
     float sums[H];
     for (int h = 0; h < H; ++h) {
