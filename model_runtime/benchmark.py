@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -65,23 +65,31 @@ class BenchmarkError(ModelRuntimeError):
     """A measurement could not be made, or its check failed: no figure is given."""
 
 
+USER, REASONING, SPOKEN, RESULT = 16, 8, 8, 24
+"""Tokens of each part of a session's turn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured: tokens of a prefill, contexts of decoding, sequences of a batch (0: none)."""
+    """What is measured: tokens of a prefill, contexts of decoding, sequences of a batch (0: none), turns of a session
+    (0: none)."""
 
     prefills: tuple[int, ...] = (512, 2048)
     contexts: tuple[int, ...] = (128, 1024)
     batch: int = 16
+    turns: int = 20
     decode_tokens: int = 24
     memory_budget: int | None = None
     """Bytes that v32 may take; experts beyond it are read from the files."""
+    num_drafts: int = 0
+    """Tokens that v32's MTP layer drafts a step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
     engine: str
-    name: str  # load, prefill, decode, batch, memory; v32 alone: bandwidth, active, share
-    size: int  # prompt tokens, context, sequences; 0 where there is none
+    name: str  # load, prefill, decode, batch, session, memory; v32 alone: bandwidth, active, share
+    size: int  # prompt tokens, context, sequences, turns; 0 where there is none
     value: float
     unit: str
 
@@ -146,26 +154,30 @@ class Runner(Protocol):
     def prefill(self, ids: list[int]) -> Any:
         """Compute a prompt; what `decode` continues."""
 
-    def decode(self, state: Any, num_tokens: int) -> None:
-        """Greedy tokens, one at a time."""
+    def decode(self, state: Any, num_tokens: int) -> int:
+        """Greedy tokens, so many at least; how many."""
 
     def forget(self, state: Any) -> None:
-        """Free what `prefill` returned."""
+        """Free what `prefill` returned, and all that is cached."""
+
+    def complete(self, ids: list[int], num_tokens: int) -> list[int]:
+        """The greedy tokens after a prompt; what an engine keeps for the next prompt by itself, it keeps."""
 
     def batch(self, prompts: list[list[int]], num_tokens: int) -> float | None:
         """Seconds of decoding after the prompts; None if this engine is not measured so."""
 
 
 class V32Runner:
-    def __init__(self, folder: Path, memory_budget: int | None = None) -> None:
+    def __init__(self, folder: Path, plan: Plan) -> None:
         from v32.model_runtime.checkpoint import load_checkpoint
         from v32.model_runtime.engine import Engine
         from v32.model_runtime.memory_budget import load_within
 
-        if memory_budget is None:
-            self.engine = Engine(load_checkpoint(folder), kv_budget_bytes=4 << 30)
+        if plan.memory_budget is None:
+            model = load_checkpoint(folder, mtp=plan.num_drafts > 0)
+            self.engine = Engine(model, kv_budget_bytes=4 << 30, num_drafts=plan.num_drafts)
         else:
-            self.engine = load_within(folder, memory_budget)
+            self.engine = load_within(folder, plan.memory_budget)
         self.model = self.engine.model
 
     @torch.inference_mode()
@@ -196,18 +208,28 @@ class V32Runner:
             self.engine.step()
         return sequence
 
-    def decode(self, state: Any, num_tokens: int) -> None:
-        for _ in range(num_tokens):
+    def decode(self, state: Any, num_tokens: int) -> int:
+        before = state.num_new_tokens
+        while state.num_new_tokens < before + num_tokens:
             self.engine.step()
+        return int(state.num_new_tokens - before)
 
     def forget(self, state: Any) -> None:
         self.engine.cancel(state)
         self.engine.reset_prefix_cache()
 
+    def complete(self, ids: list[int], num_tokens: int) -> list[int]:
+        from v32.model_runtime.generators.generator import SamplingParams
+
+        sequence = self.engine.add(ids, SamplingParams(temperature=0.0, max_new_tokens=num_tokens))
+        while not sequence.is_finished:
+            self.engine.step()
+        return sequence.token_ids[len(ids) :]
+
     def batch(self, prompts: list[list[int]], num_tokens: int) -> float | None:
         sequences = [self.prefill(prompt) for prompt in prompts]
         started = time.perf_counter()
-        self.decode(None, num_tokens)
+        self.decode(sequences[0], num_tokens)
         seconds = time.perf_counter() - started
         for sequence in sequences:
             self.forget(sequence)
@@ -237,14 +259,24 @@ class TransformersRunner:
             cache = out.past_key_values
         return cache, out.logits[:, -1:].argmax(-1)
 
-    @torch.inference_mode()
-    def decode(self, state: Any, num_tokens: int) -> None:
+    def decode(self, state: Any, num_tokens: int) -> int:
         cache, ids = state
-        for _ in range(num_tokens):
-            ids = self.model(ids, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+        return len(self._continue(cache, ids, num_tokens))
 
     def forget(self, state: Any) -> None:
         del state
+
+    def complete(self, ids: list[int], num_tokens: int) -> list[int]:
+        cache, first = self.prefill(ids)
+        return [int(first), *self._continue(cache, first, num_tokens - 1)]
+
+    @torch.inference_mode()
+    def _continue(self, cache: Any, ids: torch.Tensor, num_tokens: int) -> list[int]:
+        found = []
+        for _ in range(num_tokens):
+            ids = self.model(ids, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+            found.append(int(ids))
+        return found
 
     def batch(self, prompts: list[list[int]], num_tokens: int) -> float | None:
         return None
@@ -262,7 +294,7 @@ def measure(engine: EngineName, folder: Path, plan: Plan) -> Iterator[Measuremen
     import resource
 
     started = time.perf_counter()
-    runner: Runner = V32Runner(folder, plan.memory_budget) if engine == "v32" else TransformersRunner(folder)
+    runner: Runner = V32Runner(folder, plan) if engine == "v32" else TransformersRunner(folder)
     yield Measurement(engine, "load", 0, time.perf_counter() - started, "s")
     vocab_size = DeepseekV32Config.from_dir(folder).vocab_size
 
@@ -284,20 +316,37 @@ def measure(engine: EngineName, folder: Path, plan: Plan) -> Iterator[Measuremen
         runner.decode(sequence, 2)
         num_tokens = max(plan.decode_tokens if engine == "v32" else plan.decode_tokens // 6, 2)
         started = time.perf_counter()
-        runner.decode(sequence, num_tokens)
+        num_decoded = runner.decode(sequence, num_tokens)
         seconds = time.perf_counter() - started
         runner.forget(sequence)
-        decoded[context] = num_tokens / seconds
+        decoded[context] = num_decoded / seconds
         yield Measurement(engine, "decode", context, decoded[context], "tokens/s")
     if plan.batch:
         prompts = [prompt(128, seed) for seed in range(plan.batch)]
         together = runner.batch(prompts, plan.decode_tokens)
         if together is not None:
             yield Measurement(engine, "batch", plan.batch, plan.batch * plan.decode_tokens / together, "tokens/s")
+    if plan.turns:
+        yield Measurement(engine, "session", plan.turns, _session(runner, plan.turns, prompt), "s")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
     yield Measurement(engine, "memory", 0, peak, "GiB")
-    if isinstance(runner, V32Runner) and runner.model.model.native is not None:
+    if isinstance(runner, V32Runner) and runner.model.model.native is not None and not plan.num_drafts:
         yield from _memory_floor(engine, runner.model, decoded)
+
+
+def _session(runner: Runner, turns: int, words: Callable[[int, int], list[int]]) -> float:
+    """Seconds of an agent's conversation: each turn a message, a call, its result, an answer. Every completion gets the
+    whole prompt, as an agent sends it; a new message drops the reasoning of the turn before."""
+    history: list[int] = []
+    started = time.perf_counter()
+    for turn in range(turns):
+        said = [*history, *words(USER, turn)]
+        history = list(said)
+        for result in (words(RESULT, turn), []):
+            produced = runner.complete(said, REASONING + SPOKEN)
+            said += [*produced, *result]
+            history += [*produced[REASONING:], *result]
+    return time.perf_counter() - started
 
 
 def _memory_floor(

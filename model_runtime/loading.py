@@ -112,7 +112,7 @@ def load_model(
     if memory_budget is not None:
         _check_options_of_budget(num_ranks, device, dequantize, speculative, expert_cache)
     # What is cheap to check comes first: the weights may take minutes.
-    _check_drafts(folder, int(speculative))
+    check_drafts(folder, int(speculative))
     chat_tokenizer, vocab_size = _checked_tokenizer(folder, Path(tokenizer) if tokenizer else folder)
     recognised, sampling = detect_variant(folder, variant), sampling_defaults(folder)
     weights = _Weights(device, dtype, numerics, dequantize, None if expert_cache is None else parse_bytes(expert_cache))
@@ -186,7 +186,8 @@ def _check_options_of_budget(
         raise ValueError(f"memory_budget= works on one CPU process, with weights as stored; leave out {wrong[0]}=")
 
 
-def _check_drafts(folder: Path, count: int) -> None:
+def check_drafts(folder: Path, count: int) -> None:
+    """Raises ValueError unless a checkpoint can draft so many tokens a step."""
     from v32.model_runtime.config import DeepseekV32Config
     from v32.model_runtime.engine.speculative import MOST_DRAFTS
 

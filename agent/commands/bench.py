@@ -31,8 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefill", default="512,2048", metavar="N,…", help="prompt lengths (%(default)s)")
     parser.add_argument("--context", default="128,1024", metavar="N,…", help="contexts of decoding (%(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="sequences decoded together; 0: none (%(default)s)")
+    parser.add_argument(
+        "--session", type=int, default=20, metavar="N", help="turns of a session; 0: none (%(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=1, help="medians over so many rounds (%(default)s)")
     parser.add_argument("--memory-budget", metavar="SIZE", help="such as 4GiB, of v32; experts beyond it are streamed")
+    parser.add_argument("--speculative", type=int, default=0, metavar="N", help="tokens v32's MTP layer drafts a step")
     parser.add_argument("--chart", type=Path, metavar="PNG", help="draw the speeds (needs matplotlib)")
     parser.add_argument("--json", action="store_true", help="one JSON object a measurement")
 
@@ -48,11 +52,20 @@ def run(arguments: argparse.Namespace) -> int:
             raise UsageError("--make needs the folder to write to")
         make_checkpoint(arguments.make, arguments.folder)
     folder = resolve_source(arguments.folder)
+    if arguments.speculative:
+        _check_drafts(folder, arguments)
     engines: list[EngineName] = ["v32"]
     if not arguments.alone and importlib.util.find_spec("transformers"):
         engines.append("transformers")
     budget = None if arguments.memory_budget is None else _bytes(arguments.memory_budget)
-    plan = Plan(_numbers(arguments.prefill), _numbers(arguments.context), arguments.batch, memory_budget=budget)
+    plan = Plan(
+        _numbers(arguments.prefill),
+        _numbers(arguments.context),
+        arguments.batch,
+        arguments.session,
+        memory_budget=budget,
+        num_drafts=arguments.speculative,
+    )
     measurements = []
     for measurement in compare(folder, plan, engines=engines, rounds=arguments.rounds):
         measurements.append(measurement)
@@ -62,6 +75,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.chart:
         _draw(measurements, arguments.chart)
     return 0
+
+
+def _check_drafts(folder: Path, arguments: argparse.Namespace) -> None:
+    from v32.model_runtime.loading import check_drafts
+
+    if arguments.memory_budget is not None:
+        raise UsageError("--speculative works with all weights in memory; leave out --memory-budget")
+    try:
+        check_drafts(folder, arguments.speculative)
+    except ValueError as error:
+        raise UsageError(f"--speculative: {error}") from None
 
 
 def _bytes(size: str) -> int:
@@ -102,20 +126,30 @@ def _draw(measurements: Sequence[Measurement], file: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise UsageError("--chart needs matplotlib: pip install matplotlib") from None
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
-    speeds = [m for m in measurements if m.unit == "tokens/s"]
-    labels = list(dict.fromkeys((m.name, m.size) for m in speeds))
-    engines = list(dict.fromkeys(m.engine for m in speeds))
-    for number, engine in enumerate(engines):
-        own = [m for m in speeds if m.engine == engine]
-        at = [labels.index((m.name, m.size)) + 0.8 * number / len(engines) for m in own]
-        axes.bar(at, [m.value for m in own], 0.8 / len(engines), label=engine, align="edge")
-    axes.set_xticks([i + 0.4 for i in range(len(labels))], [f"{name}\n{size}" for name, size in labels])
-    axes.set_yscale("log")
-    axes.set_ylabel("tokens/s")
-    axes.legend()
-    figure.savefig(file)
+    panels = {unit: [m for m in measurements if m.unit == unit] for unit in ("tokens/s", "s", "GiB")}
+    labels = {unit: list(dict.fromkeys((m.name, m.size) for m in found)) for unit, found in panels.items()}
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    widths = [len(labels[unit]) + 1 for unit in panels]
+    engines = list(dict.fromkeys(m.engine for m in measurements))
+    for axes, (unit, found) in zip(figure.subplots(1, 3, width_ratios=widths), panels.items(), strict=True):
+        for number, engine in enumerate(engines):
+            own = [m for m in found if m.engine == engine]
+            at = [labels[unit].index((m.name, m.size)) + 0.8 * number / len(engines) for m in own]
+            bars = axes.bar(at, [m.value for m in own], 0.8 / len(engines), label=engine, align="edge")
+            axes.bar_label(bars, fmt=_three_digits, fontsize=7)
+        names = [f"{name}\n{size or ''}" for name, size in labels[unit]]
+        axes.set_xticks([i + 0.4 for i in range(len(names))], names, fontsize=8)
+        axes.set_yscale("linear" if unit == "GiB" else "log")
+        axes.margins(y=0.15)
+        axes.set_title(unit)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(loc="upper right", fontsize=8)
+    figure.suptitle("Prompts and decoding: higher is better; waiting and memory: lower is better", fontsize=9)
+    figure.savefig(file, dpi=150)
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def _kernels(as_json: bool) -> int:

@@ -44,7 +44,7 @@ class Drafter:
 
     def __init__(self, model: DeepseekV32ForCausalLM, pool: PagePool, num_drafts: int) -> None:
         if not model.mtp_layers:
-            raise ValueError("drafts need the MTP layer, which this model was loaded without; load it with mtp=True")
+            raise ValueError("drafts need an MTP layer, which this model was loaded without; load it with mtp=True")
         if not 1 <= num_drafts <= MOST_DRAFTS:
             raise ValueError(f"{num_drafts} drafts a step; choose 1 to {MOST_DRAFTS}")
         self.model = model

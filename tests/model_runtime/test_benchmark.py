@@ -23,13 +23,14 @@ from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
 
 @pytest.mark.slow
 def test_every_part_of_the_plan_is_measured() -> None:
-    plan = Plan(prefills=(20,), contexts=(10, 30), batch=2, decode_tokens=3)
+    plan = Plan(prefills=(20,), contexts=(10, 30), batch=2, turns=2, decode_tokens=3)
     found = [(m.name, m.size, m.unit) for m in measure("v32", embedded_checkpoint(), plan) if m.value > 0]
     decoding = [("decode", 10, "tokens/s"), ("decode", 30, "tokens/s"), ("batch", 2, "tokens/s")]
-    assert found[:6] == [("load", 0, "s"), ("prefill", 20, "tokens/s"), *decoding, ("memory", 0, "GiB")]
+    whole = [("session", 2, "s"), ("memory", 0, "GiB")]
+    assert found[:7] == [("load", 0, "s"), ("prefill", 20, "tokens/s"), *decoding, *whole]
     floor = [("bandwidth", 0, "GB/s"), ("active", 0, "MB a token")]
     shares = [("share", context, "% of bandwidth") for context in plan.contexts]
-    assert found[6:] == ([] if library() is None else [*floor, *shares])
+    assert found[7:] == ([] if library() is None else [*floor, *shares])
 
 
 def test_a_token_reads_the_chosen_experts_and_no_embedding() -> None:
