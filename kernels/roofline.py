@@ -113,6 +113,7 @@ def model_work(tokens: int, context: int, *, decode: bool) -> list[Work]:
         return [
             *works,
             Work("dense_mla", f"{case}, 2048 visible", t * 2048 * 2 * (LATENT + ROPE), 2 * t * HEADS * 2048 * 1088),
+            Work("float_gemm head", case, 2 * VOCAB * HIDDEN + t * (2 * HIDDEN + 4 * VOCAB), 2 * t * VOCAB * HIDDEN),
             Work("token_mask", case, t * VOCAB * (8 + 1 / 8)),
             Work("sample", case, 4 * t * VOCAB),
         ]

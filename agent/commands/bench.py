@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", nargs="?", type=Path, help="a checkpoint; without it, the embedded one")
     parser.add_argument("--make", metavar="CONFIG", help="first write random FP8 weights of that size: s600m")
     parser.add_argument("--kernels", action="store_true", help="measure the CPU kernels instead of a checkpoint")
+    parser.add_argument("--roofline", action="store_true", help="print what a GPU needs at least for the 671B model")
     parser.add_argument("--alone", action="store_true", help="leave transformers out")
     parser.add_argument("--prefill", default="512,2048", metavar="N,…", help="prompt lengths (%(default)s)")
     parser.add_argument("--context", default="128,1024", metavar="N,…", help="contexts of decoding (%(default)s)")
@@ -44,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.kernels:
         return _kernels(arguments.json)
+    if arguments.roofline:
+        from v32.kernels.roofline import main as print_roofline
+
+        print_roofline(["--json"] if arguments.json else [])
+        return 0
     from v32.model_runtime.benchmark import Plan, compare, make_checkpoint
     from v32.model_runtime.checkpoint.source import resolve_source
 

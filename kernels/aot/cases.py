@@ -10,6 +10,7 @@ from torch import Tensor
 from v32.kernels.act_quant.triton import act_quant
 from v32.kernels.aot.recorder import Launch, Recorder
 from v32.kernels.dense_mla.triton import dense_mla, expanded_mla
+from v32.kernels.float_gemm.triton import float_gemm
 from v32.kernels.fp8_gemm.triton import fp8_gemm
 from v32.kernels.hadamard.triton import hadamard
 from v32.kernels.index_score.triton import index_score, paged_index_score
@@ -77,6 +78,11 @@ def _op_fp8_gemm(gpu: Recorder) -> None:
     for tokens in (DECODE, MEDIUM, PREFILL):
         for fmt in ("ue8m0", None):
             fp8_gemm(_meta(tokens, HIDDEN), _codes(1536, HIDDEN), _floats(12, 56), fmt, gpu)
+
+
+def _op_float_gemm(gpu: Recorder) -> None:
+    for tokens in (DECODE, MEDIUM):
+        float_gemm(_meta(tokens, HIDDEN), _meta(VOCAB, HIDDEN), gpu)
 
 
 def _op_rope(gpu: Recorder) -> None:

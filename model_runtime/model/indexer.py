@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from v32.kernels.act_quant import act_round
+from v32.kernels.float_gemm import float_gemm
 from v32.kernels.hadamard import hadamard
 from v32.kernels.rope import rope
 from v32.model_runtime.config import DeepseekV32Config
@@ -35,7 +35,7 @@ class Indexer(nn.Module):
     def queries(self, x: Tensor, q_latent: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Index queries [N, H, D] and head weights float32 [N, H]; q_latent [N, q_lora_rank] is the normed q_a."""
         q = self._rotate(self.wq_b(q_latent).unflatten(-1, (self.heads, self.head_dim)), cos, sin)
-        weights = F.linear(x.float(), self.weights_proj.weight.float())
+        weights = float_gemm(x, self.weights_proj.weight)
         return q, weights * (self.heads**-0.5 * self.head_dim**-0.5)
 
     def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

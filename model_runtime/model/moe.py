@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from v32.kernels.float_gemm import float_gemm
 from v32.kernels.fp8_gemm import ActScaleFormat
 from v32.kernels.moe_experts import ExpertWeights, moe_experts
 from v32.kernels.moe_route import Routing, moe_route
@@ -47,7 +47,7 @@ class Gate(nn.Module):
     def forward(self, x: Tensor) -> Routing:
         c = self.config
         return moe_route(
-            F.linear(x.float(), self.weight.float()),
+            float_gemm(x, self.weight),
             self.e_score_correction_bias,
             top_k=c.num_experts_per_tok,
             n_group=c.n_group,

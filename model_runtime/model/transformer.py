@@ -6,6 +6,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from v32.kernels.float_gemm import float_gemm
 from v32.kernels.fp8_gemm import ActScaleFormat
 from v32.model_runtime.config import DeepseekV32Config, Numerics
 from v32.model_runtime.model.attention import Attention, WholeModel
@@ -88,6 +89,8 @@ class DeepseekV32ForCausalLM(nn.Module):
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """hidden [M, D] -> float32 [M, vocab_size]."""
+        if self.lm_head.weight_scale_inv is None:
+            return float_gemm(hidden, self.lm_head.weight)
         return self.lm_head(hidden.float())
 
     def set_numerics(self, numerics: Numerics) -> None:

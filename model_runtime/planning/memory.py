@@ -160,8 +160,9 @@ def workspace_bytes(
     """What is held at the peak beside weights and cache, while loading or in a pass; an estimate, see the tests.
 
     A pass: scores of a block of queries (at most BLOCK_ELEMENTS, two copies), the activations of a chunk, the output
-    head in float32 where it is stored in less. Loading: one weight in float32 and its indices; where PyTorch reads FP8
-    weights, they are dequantised one by one in every pass. The native step has its own scratch memory.
+    head in float32 where it is stored in less. Loading: one weight in float32 and its indices. Where PyTorch reads FP8
+    weights, they are dequantised one by one in every pass. The kernels of a GPU read head and FP8 weights as they are;
+    the native step has its own scratch memory.
     """
     chunk = min(batch_tokens, context)
     if form.is_native:
@@ -173,11 +174,15 @@ def workspace_bytes(
         config.num_attention_heads * config.qk_head_dim,
     )
     activations = chunk * (2 * config.hidden_size + widest // ranks) * 4
-    head = 0 if form.dtype == torch.float32 else config.vocab_size // ranks * config.hidden_size * 4
+    head = (
+        0
+        if form.dtype == torch.float32 or form.has_gpu_kernels
+        else config.vocab_size // ranks * config.hidden_size * 4
+    )
     largest_weight = config.hidden_size * max(config.intermediate_size, config.num_attention_heads * config.v_head_dim)
-    converted = largest_weight // ranks * 8 if form.has_fp8 and not form.is_native else 0
+    converted = largest_weight // ranks * 8 if form.has_fp8 and not form.has_gpu_kernels else 0
     working = scores + activations + head
-    return max(working, converted) if form.dequantize or form.has_gpu_kernels else working + converted
+    return max(working, converted) if form.dequantize else working + converted
 
 
 def absorbed_bytes(config: DeepseekV32Config, dtype: torch.dtype) -> int:

@@ -475,14 +475,16 @@ def _what_fits(model: Model, made: Plan) -> str:
 def _offloading(model: Model, made: Plan) -> Iterator[str]:
     """The experts in host memory, where one GPU holds what every token needs and some of them."""
     experts = next(part.loaded_bytes for part in made.parts if part.name == "routed experts")
-    room = made.device.memory_bytes - (made.needed_bytes - experts)
-    if made.device.kind == "cuda" and made.device.count == 1 and made.places is None and room >= 2**30:
-        places = _places_on_gpu(model, made.device, room >> 30 << 30)
+    cache = int(made.kv_bytes / _KV_SHARE[made.device.kind])
+    room = made.device.memory_bytes - (made.needed_bytes - experts - made.kv_bytes) - cache
+    unit, name = (1 << 30, "GiB") if room >= 8 << 30 else (1 << 20, "MiB")
+    if made.device.kind == "cuda" and made.device.count == 1 and made.places is None and room >= 256 << 20:
+        places = _places_on_gpu(model, made.device, room // unit * unit)
         seconds = plan_for(
             model, made.device, made.rates, context=made.context, turn=made.turn, kv_dtype=made.kv_dtype, places=places
         ).turn_seconds  # fmt: skip
         yield (
-            f'expert_cache="{room >> 30}GiB" with {experts / 2**30:,.0f} GiB of host memory for the experts '
+            f'expert_cache="{room // unit}{name}" with {experts / 2**30:,.0f} GiB of host memory for the experts '
             f"({seconds:,.0f} s a turn)"
         )
 

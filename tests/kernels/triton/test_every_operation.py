@@ -1,5 +1,5 @@
-"""What holds of every operation: no tokens are no work, a row's bits do not depend on its neighbours, and neither memory
-that was never written nor what lies between strided inputs is read."""
+"""What holds of every operation: no tokens are no work, a row's bits do not depend on its neighbours, and what was not
+written or lies between strided inputs is never read."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ class Draw:
 def operations(draw: Draw) -> Iterator[tuple[str, Callable[[], Case]]]:
     from v32.kernels.act_quant.triton import act_quant
     from v32.kernels.dense_mla.triton import dense_mla, expanded_mla
+    from v32.kernels.float_gemm.triton import float_gemm
     from v32.kernels.fp8_gemm.triton import fp8_gemm
     from v32.kernels.hadamard.triton import hadamard
     from v32.kernels.index_score.triton import index_score, paged_index_score
@@ -86,6 +87,7 @@ def operations(draw: Draw) -> Iterator[tuple[str, Callable[[], Case]]]:
     codes, scale = draw.fp8(40, WIDTH)
     for fmt in (None, "ue8m0"):
         yield f"fp8_gemm-{fmt}", lambda fmt=fmt: Case((x,), lambda x: fp8_gemm(x, codes, scale, fmt))
+    yield "float_gemm", lambda: Case((x,), lambda x: float_gemm(x, codes.bfloat16()))
     chosen, share = draw.integers(0, 4, TOKENS, 2), draw.floats(TOKENS, 2)
     chosen[:, 1] = (chosen[:, 0] + 1) % 4
     parts = [[draw.fp8(24, WIDTH), draw.fp8(24, WIDTH), draw.fp8(WIDTH, 24)] for _ in range(4)]

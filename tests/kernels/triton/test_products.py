@@ -57,6 +57,20 @@ def test_fp8_gemm(
         assert relative_error(y, expected) < BOUND[dtype]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 40, 128), (5, 136, 200), (19, 32, 384)])
+def test_float_gemm(device: str, rng: torch.Generator, dtype: torch.dtype, shape: tuple[int, int, int]) -> None:
+    """Nothing is rounded: products are exact but for float32, and the sum is float32."""
+    from v32.kernels.float_gemm import triton as kernel
+
+    tokens, rows, width = shape
+    x = torch.randn(tokens, width, generator=rng).to(dtype).to(device)
+    weight = torch.randn(rows, width, generator=rng).to(dtype).to(device)
+    y = kernel.float_gemm(x, weight)
+    assert y.dtype == torch.float32
+    assert relative_error(y, x.double() @ weight.double().T) < 1e-6
+
+
 def test_the_fp8_and_the_decoding_path_agree(device: str, rng: torch.Generator) -> None:
     from v32.kernels.fp8_gemm import triton as kernel
 

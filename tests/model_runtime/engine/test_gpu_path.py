@@ -72,7 +72,18 @@ print(json.dumps({
 }))
 """
 KERNELS = {
-    *("dense_mla", "fp8_gemm", "index_score", "kv_append", "moe_experts", "moe_route", "rms_norm", "rope", "sample"),
+    *(
+        "dense_mla",
+        "float_gemm",
+        "fp8_gemm",
+        "index_score",
+        "kv_append",
+        "moe_experts",
+        "moe_route",
+        "rms_norm",
+        "rope",
+        "sample",
+    ),
     *("sparse_mla", "swiglu", "topk_select"),
 }
 
