@@ -3,6 +3,7 @@ memory, without the model's Python, they compute what the new numbers ask for.""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -77,6 +78,14 @@ def test_a_grown_pool_and_new_weights_are_recorded_anew(wide: DeepseekV32ForCaus
     engine.reset_prefix_cache()
     generate_together(engine, PROMPTS[:1], GREEDY)
     assert len(shapes.replays) == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="records CUDA graphs")
+def test_recorded_graphs_change_no_token(wide: DeepseekV32ForCausalLM) -> None:
+    model = copy.deepcopy(wide).cuda()
+    recorded, plain = (Engine(model, kv_budget_bytes=1 << 22, capture=capture) for capture in (None, lambda step: step))
+    assert generate_together(recorded, PROMPTS, DRAWN) == generate_together(plain, PROMPTS, DRAWN)
 
 
 REPLAYED = """
