@@ -7,15 +7,22 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from v32.kernels.fp8_gemm import dequantize
 from v32.kernels.fp8_gemm.cpu import linear
+from v32.kernels.index_score import reference as index_score
 from v32.kernels.moe_experts import ExpertWeights, reference
 from v32.kernels.moe_experts.cpu import moe_experts
 from v32.kernels.native import library, pointer
+from v32.kernels.rms_norm import reference as rms_norm
+from v32.kernels.rope import reference as rope
+from v32.kernels.sample import reference as sample
+from v32.kernels.swiglu import reference as swiglu
+from v32.kernels.topk_select import reference as topk_select
 
 _REPEATS = 7
 
@@ -59,6 +66,10 @@ def measure_kernels() -> Iterator[KernelFigure]:
             else:
                 yield KernelFigure("linear", shape, 2e-9 * count * 4096 * 2048 / seconds, "GFLOP/s", peak, error)
     yield from _experts(bandwidth, peak)
+    for case in _cases():
+        error = _error(case.run(), case.expected.double(), case.kernel)
+        speed, limit = case.amount / _median(case.run) / 1e9, bandwidth if case.unit == "GB/s" else peak
+        yield KernelFigure(case.kernel, case.shape, speed, case.unit, limit, error)
 
 
 def _experts(bandwidth: float, peak: float) -> Iterator[KernelFigure]:
@@ -75,6 +86,69 @@ def _experts(bandwidth: float, peak: float) -> Iterator[KernelFigure]:
         else:
             flops = 2e-9 * count * 4 * 3 * 1024 * 512
             yield KernelFigure("moe_experts", shape, flops / seconds, "GFLOP/s", peak, error)
+
+
+class _Case(NamedTuple):
+    """An operation that `decoder_step` uses inside, called alone; `amount`: bytes or operations of a run."""
+
+    kernel: str
+    shape: str
+    run: Callable[[], Tensor]
+    expected: Tensor
+    amount: float
+    unit: str
+
+
+def _cases() -> Iterator[_Case]:
+    generator = torch.Generator().manual_seed(5)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    q, k, w = randn(1, 64, 128), randn(32768, 128), randn(1, 64)
+    scores, expected = torch.empty(1, 32768), index_score.index_score(q, k, w)
+    run = _caller("v32_index_score", q, k, w, 1, 32768, 64, 128, scores, gives=scores)
+    yield _Case("index_score", "1 x 32768, 64 heads of 128", run, expected, 2 * 64 * 128 * 32768, "GFLOP/s")
+
+    many, visible = randn(16, 65536), torch.full((16,), 65536)
+    chosen, expected = torch.empty(16, 2048, dtype=torch.int64), topk_select.topk_select(many, 2048, visible)
+    run = _caller("v32_topk_select", many, visible, 16, 65536, 2048, chosen, gives=chosen)
+    yield _Case("topk_select", "16 x 2048 of 65536", run, expected, many.nbytes, "GB/s")
+
+    x, up, weight, y = randn(4096, 4096), randn(4096, 4096), randn(4096), torch.empty(4096, 4096)
+    run = _caller("v32_rms_norm", x, weight, 4096, 4096, 1e-6, y, gives=y)
+    yield _Case("rms_norm", "4096 x 4096", run, rms_norm.rms_norm(x, weight, 1e-6), 2 * x.nbytes, "GB/s")
+    run = _caller("v32_swiglu", x, up, x.numel(), y, gives=y)
+    yield _Case("swiglu", "4096 x 4096", run, swiglu.swiglu(x, up), 3 * x.nbytes, "GB/s")
+    heads, angles = x.view(4096, 64, 64), randn(4096, 32)
+    expected = rope.rope(heads, angles.cos(), angles.sin(), True)
+    run = _caller("v32_rope", heads, angles.cos(), angles.sin(), 4096, 64, 32, 1, gives=heads)  # in place
+    yield _Case("rope", "4096 x 64 heads of 64", run, expected, 2 * x.nbytes, "GB/s")
+
+    logits, uniforms = 4 * randn(16, 129280), torch.rand(16, generator=generator).double()
+    parameters = torch.ones(16), torch.full((16,), 0.95), uniforms
+    ids, logprobs = torch.empty(16, dtype=torch.int64), torch.empty(16)
+    nothing = torch.full((16, 4040), -1, dtype=torch.int32)
+    run = _caller("v32_sample", logits, 16, 129280, *parameters, nothing, ids, logprobs, gives=ids)
+    yield _Case("sample", "16 x 129280", run, sample.sample(logits, *parameters), logits.nbytes, "GB/s")
+
+
+def _caller(name: str, *arguments: Tensor | float, gives: Tensor) -> Callable[[], Tensor]:
+    """Runs a native function; the tensors stay alive as long as what is returned."""
+    loaded = library()
+    passed = [_passed(argument) for argument in arguments]
+
+    def run(_alive: tuple[object, ...] = arguments) -> Tensor:
+        getattr(loaded, name)(*passed)
+        return gives
+
+    return run
+
+
+def _passed(argument: Tensor | float) -> object:
+    if isinstance(argument, Tensor):
+        return pointer(argument)
+    return ctypes.c_int64(argument) if isinstance(argument, int) else ctypes.c_float(argument)
 
 
 def _weight(rows: int, cols: int, dtype: torch.dtype, seed: int) -> tuple[Tensor, Tensor | None]:

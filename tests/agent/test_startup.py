@@ -30,8 +30,11 @@ def test_what_was_left_out_is_there_when_it_is_named() -> None:
     program = """
 from v32.agent.startup import shorten_torch_import
 shorten_torch_import()
-import torch
-before = hasattr(torch._meta_registrations, "__file__") if hasattr(torch, "_meta_registrations") else False
+import sys, torch
+torch.Generator().manual_seed(1)
+with torch.device("meta"):
+    torch.nn.Linear(3, 4)(torch.empty(2, 3))
+before = "torch._decomp.decompositions" in sys.modules
 from torch._meta_registrations import register_meta
 import torch._meta_registrations as found
 print(before, callable(register_meta), found.__file__.endswith("_meta_registrations.py"))
