@@ -15,6 +15,8 @@ MODEL_TYPE = "deepseek_v32"
 Numerics = Literal["float", "deepseek"]
 """`float`: activations keep their dtype. `deepseek`: they are rounded to FP8 wherever DeepSeek's reference does so."""
 
+_MAY_BE_ZERO = ("first_k_dense_replace", "n_shared_experts", "num_nextn_predict_layers", "bos_token_id", "eos_token_id")
+
 
 @dataclass(frozen=True, slots=True)
 class YarnScaling:
@@ -81,6 +83,10 @@ class DeepseekV32Config:
     """`ue8m0`: activation scales are powers of two when activations are quantised."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            least = 0 if field.name in _MAY_BE_ZERO else 1
+            if field.type == "int" and getattr(self, field.name) < least:
+                raise CheckpointError(f"{field.name} is {getattr(self, field.name)}; it must be {least} or more")
         if self.n_routed_experts % self.n_group:
             raise CheckpointError(f"n_routed_experts {self.n_routed_experts} is no multiple of n_group {self.n_group}")
         if self.qk_rope_head_dim % 2 or self.index_head_dim < self.qk_rope_head_dim:
@@ -115,17 +121,19 @@ class DeepseekV32Config:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DeepseekV32Config:
         """Read a config.json; both `rope_scaling` and the newer `rope_parameters` are understood."""
+        if not isinstance(data, Mapping):
+            raise CheckpointError(f"config.json holds {str(data)[:40]!r}; it must be an object")
         if data.get("model_type") != MODEL_TYPE:
             raise CheckpointError(
                 f"config.json has model_type {data.get('model_type')!r}; this runtime loads {MODEL_TYPE!r}"
             )
-        quantization = data.get("quantization_config") or {}
+        quantization = _object(data, "quantization_config")
         if quantization and quantization.get("quant_method") != "fp8":
             raise CheckpointError(
                 f"quant_method {quantization.get('quant_method')!r} is not supported; use fp8 or none"
             )
         block = quantization.get("weight_block_size", [128, 128])
-        if list(block) != [128, 128]:
+        if block not in ([128, 128], (128, 128)):
             raise CheckpointError(f"weight_block_size {block} is not supported; use [128, 128]")
         for key, value in _ONLY.items():
             if data.get(key) not in (None, value):
@@ -176,6 +184,13 @@ _ONLY = {
 }
 
 
+def _object(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = data.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise CheckpointError(f"config.json has {key} {value!r}; it must be an object")
+    return value
+
+
 def _check_type(key: str, value: Any, kind: type) -> None:
     fits = isinstance(value, int | float if kind is float else kind)
     if not fits or (kind is not bool and isinstance(value, bool)):
@@ -185,15 +200,18 @@ def _check_type(key: str, value: Any, kind: type) -> None:
 
 
 def _rope(data: Mapping[str, Any]) -> tuple[float, YarnScaling | None]:
-    scaling = data.get("rope_parameters") or data.get("rope_scaling") or {}
-    theta = float(scaling.get("rope_theta") or data.get("rope_theta") or 10000.0)
+    scaling = _object(data, "rope_parameters") or _object(data, "rope_scaling")
+    theta = scaling.get("rope_theta") or data.get("rope_theta") or 10000.0
+    _check_type("rope_theta", theta, float)
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind == "default":
-        return theta, None
+        return float(theta), None
     if kind != "yarn":
         raise CheckpointError(f"rope type {kind!r} is not supported; DeepSeek-V3.2 uses yarn")
     values = {f.name: scaling[f.name] for f in fields(YarnScaling) if scaling.get(f.name) is not None}
-    return theta, YarnScaling(**values)
+    for name in ("factor", "original_max_position_embeddings", *values):
+        _check_type(f"{name} of yarn", values.get(name), float)
+    return float(theta), YarnScaling(**values)
 
 
 def _mscale(factor: float, mscale: float) -> float:

@@ -133,6 +133,12 @@ def test_yarn_of_the_published_model() -> None:
         ({"norm_topk_prob": 1}, "has norm_topk_prob 1; it must be bool"),
         ({"rms_norm_eps": "1e-6"}, "has rms_norm_eps '1e-6'; it must be a number"),
         ({"quantization_config": {"quant_method": "awq"}}, "quant_method 'awq' is not supported; use fp8 or none"),
+        ({"quantization_config": [1]}, "has quantization_config [1]; it must be an object"),
+        ({"rope_scaling": "yarn"}, "has rope_scaling 'yarn'; it must be an object"),
+        ({"rope_scaling": {"type": "yarn"}}, "has factor of yarn None; it must be a number"),
+        ({"rope_theta": "x", "rope_scaling": None}, "has rope_theta 'x'; it must be a number"),
+        ({"n_group": 0}, "n_group is 0; it must be 1 or more"),
+        ({"hidden_size": -1}, "hidden_size is -1; it must be 1 or more"),
         ({"n_routed_experts": 255}, "n_routed_experts 255 is no multiple of n_group 8"),
     ],
 )
@@ -140,6 +146,12 @@ def test_what_would_be_computed_wrongly_is_refused(change: dict[str, Any], messa
     with pytest.raises(CheckpointError) as caught:
         DeepseekV32Config.from_dict(PUBLISHED | change)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [[], None, "x"])
+def test_what_is_no_object_is_refused(data: Any) -> None:
+    with pytest.raises(CheckpointError, match="it must be an object"):
+        DeepseekV32Config.from_dict(data)
 
 
 def test_whole_numbers_pass_as_numbers() -> None:
