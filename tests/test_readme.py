@@ -12,7 +12,8 @@ import pytest
 from v32.agent.cli import COMMANDS, command_parser
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted(path for path in (*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("*/*/README.md")))
+DOCUMENTS = [ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"]
+DOCUMENTS += sorted(path for depth in ("", "*/", "*/*/", "*/*/*/") for path in ROOT.glob(f"{depth}README.md"))
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(rf"^(?:torchrun \S+ \S+ -m )?v32 ((?:{'|'.join(COMMANDS)})\b.*)", re.MULTILINE)
 TESTS = re.compile(r"`pytest ([^`]+)`|`(tests/[\w/]+\.py)`")
