@@ -53,6 +53,7 @@ def test_forced_tokens_are_canonical(
     steps(compiler, calls, choice, thinking_mode)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", CALLS)
 def test_a_marker_that_is_one_token_is_forced_as_such(single: ConstraintCompiler, calls: list) -> None:
     tokens, sampled = steps(single, calls, "required", "chat")
