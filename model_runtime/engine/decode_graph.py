@@ -47,7 +47,7 @@ class CudaGraphs:
             step()  # compiles kernels and makes what is made once: neither can be recorded
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory):
+        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
             step()
         return graph.replay
 
@@ -82,6 +82,7 @@ class DecodeGraphs:
     def clear(self) -> None:
         """Forget all recordings, which hold the addresses of weights and pages and the numerics of their time."""
         self._steps.clear()
+        self._memory = None
 
 
 class _Step:
