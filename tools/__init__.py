@@ -9,9 +9,11 @@ from v32.tools.function_tool import FunctionTool, RawTool, tool
 from v32.tools.tool import Tool, ToolContext, ToolError, ToolOutput
 
 if TYPE_CHECKING:
-    from v32.tools.code import CodeSession, bash_tool, files_tools, python_tool
+    from v32.tools.code import bash_tool, python_tool
+    from v32.tools.code_session import CodeSession
     from v32.tools.document import Document
     from v32.tools.errors import DocumentError, ProviderError, ToolDefinitionError, ToolsError, WorkerError
+    from v32.tools.files import files_tools
     from v32.tools.gate import for_model
     from v32.tools.local_index import Hit, LocalIndex
     from v32.tools.mcp_client import mcp_tools
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 # name → the module it comes from, imported when the name is first used
 _LAZY = {
-    "CodeSession": "code",
+    "CodeSession": "code_session",
     "Document": "document",
     "DocumentError": "errors",
     "Hit": "local_index",
@@ -36,7 +38,7 @@ _LAZY = {
     "WorkerError": "errors",
     "bash_tool": "code",
     "document_tools": "search",
-    "files_tools": "code",
+    "files_tools": "files",
     "find_tool": "search",
     "for_model": "gate",
     "mcp_tools": "mcp_client",

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 
-from v32.sandboxes import CellResult, ExecResult, SandboxPolicy, SandboxUnavailable, start_sandbox
+from v32.sandboxes import CellResult, ExecResult, SandboxClosed, SandboxPolicy, SandboxUnavailable, start_sandbox
 from v32.tools import CodeSession, ToolContext, ToolOutput, Toolset, python_tool
 from v32.tools.code import cell_output, command_output, error_text
 
@@ -218,6 +218,54 @@ async def test_a_dead_sandbox_is_said_and_replaced(context: ToolContext) -> None
     assert "variables and files are lost" in lost.text
     assert (await tools.run("python", {"code": "1 + 1"}, context)).text == "2"
     await tools.aclose()
+
+
+async def test_a_conversation_that_ends_while_its_sandbox_opens_leaves_none() -> None:
+    opening, may_open, closed = anyio.Event(), anyio.Event(), []
+
+    class Opened:
+        async def close(self) -> None:
+            closed.append(self)
+
+    async def open() -> Opened:
+        opening.set()
+        await may_open.wait()
+        return Opened()
+
+    session = CodeSession(open=open)  # type: ignore[arg-type]
+    async with anyio.create_task_group() as group:
+        group.start_soon(session.sandbox, "one")
+        await opening.wait()
+        group.start_soon(session.end_session, "one")
+        await anyio.wait_all_tasks_blocked()
+        may_open.set()
+    assert len(closed) == 1
+
+
+async def test_calls_that_meet_the_same_dead_sandbox_replace_it_once(context: ToolContext) -> None:
+    """The second must not close what was opened after the first."""
+
+    class Dead:
+        async def run_python(self, code: str) -> CellResult:
+            await anyio.sleep(0 if code == "first" else 0.05)
+            raise SandboxClosed("the sandbox is closed")
+
+        async def close(self) -> None:
+            closed.append(self)
+
+    closed: list[Dead] = []
+
+    async def open() -> Dead:
+        return Dead()
+
+    session = CodeSession(open=open)  # type: ignore[arg-type]
+    tools = Toolset([python_tool(session)])
+    async with anyio.create_task_group() as group:
+        group.start_soon(tools.run, "python", {"code": "second"}, context)
+        await tools.run("python", {"code": "first"}, context)
+        new = await session.sandbox(context.session_id)
+    assert len(closed) == 1
+    assert await session.sandbox(context.session_id) is new
 
 
 async def test_a_cancelled_call_leaves_the_sandbox_usable(tools: Toolset, context: ToolContext) -> None:
