@@ -102,13 +102,14 @@ class Step {
 
   private:
     static constexpr int64_t SCORED_ROWS = 64;  // whose scores of all positions are kept at a time
-    static constexpr int64_t TILE_ROWS = 16;    // that share a turned tile of index keys
+    static constexpr int64_t TILE_ROWS = 16;    // that pass a tile of index keys while it stays in the second cache
+    static constexpr int64_t KEY_TILE = 256;
 
     // Scratch memory of one thread.
     struct Mine {
-        Mine(const Shape& s, int64_t most) : stride(padded(most)), probabilities(4 * stride), keys(s.index_width * KEY_TILE), values(padded(s.latent)) {}
+        Mine(const Shape& s, int64_t most) : stride(padded(most)), probabilities(4 * stride) {}
         const int64_t stride;
-        const Scratch<float> probabilities, keys, values;
+        const Scratch<float> probabilities;
         TopK top;
     };
 
@@ -166,7 +167,7 @@ class Step {
         absorb_queries(team, rank, l);
         if (scores) select(team, cache, mine);
         attend_rows(team, cache, mine);
-        release_values(team, l, mine);
+        release_values(team, l);
         each_row(team, rank, [&](int64_t i) { out_inputs_.set(i, out_ + i * s_.heads * s_.value, bit(l.o)); });
         multiply(team, rank, l.o, out_inputs_, l.router.rows ? l.router : l.shared.gate,
                  [&](int64_t n, int64_t m, float value) { x_[m * s_.hidden + n] += value; });
@@ -227,7 +228,7 @@ class Step {
             const int64_t blocks = (end - begin + TILE_ROWS - 1) / TILE_ROWS;
             for (int64_t item; (item = team.next()) < tiles * blocks;) {
                 const int64_t first = begin + item / tiles * TILE_ROWS;
-                score(first, std::min(first + TILE_ROWS, end), begin, item % tiles * KEY_TILE, cache, mine);
+                score(first, std::min(first + TILE_ROWS, end), begin, item % tiles * KEY_TILE, cache);
             }
             team.meet();
             for (int64_t item; (item = team.next()) < end - begin;) {
@@ -240,19 +241,14 @@ class Step {
         }
     }
 
-    // One tile of positions for the rows [first, last); keys are turned anew where the sequence changes.
-    void score(int64_t first, int64_t last, int64_t base, int64_t start, const Cache& cache, Mine& mine) {
-        const int64_t* turned = nullptr;
-        int64_t count = 0;
-        for (int64_t i = last - 1; i >= first; --i) {  // the last row of a sequence sees most
+    // One tile of positions for the rows [first, last).
+    void score(int64_t first, int64_t last, int64_t base, int64_t start, const Cache& cache) {
+        for (int64_t i = first; i < last; ++i) {
             if (!is_scored(i) || start >= seen(i)) continue;
-            if (b_.slots[i] != turned || count < std::min(KEY_TILE, seen(i) - start)) {
-                turned = b_.slots[i];
-                count = std::min(KEY_TILE, seen(i) - start);
-                turn_keys([&](int64_t k) { return cache.index_keys + turned[start + k] * s_.index_width; }, count, s_.index_width, mine.keys + 0);
-            }
-            score_tile(index_q_ + i * s_.index_heads * s_.index_width, index_weights_ + i * s_.index_heads,
-                       s_.index_heads, s_.index_width, mine.keys + 0, *scores_ + (i - base) * stride_ + start);
+            const int64_t* slots = b_.slots[i] + start;
+            score_keys(index_q_ + i * s_.index_heads * s_.index_width, index_weights_ + i * s_.index_heads, s_.index_heads, s_.index_width,
+                       [&](int64_t k) { return cache.index_keys + slots[k] * s_.index_width; }, std::min(KEY_TILE, seen(i) - start),
+                       *scores_ + (i - base) * stride_ + start);
         }
     }
 
@@ -270,7 +266,7 @@ class Step {
     }
 
     // Attended latents become values, head by head.
-    void release_values(Team& team, const Layer& l, Mine&) {
+    void release_values(Team& team, const Layer& l) {
         const int64_t rows = CHUNK, blocks = (n_ + rows - 1) / rows, width = padded(s_.latent);
         const Scratch<float> arranged(std::min(rows, n_) * width);
         for (int64_t item; (item = team.next()) < blocks * s_.heads;) {

@@ -76,11 +76,15 @@ typedef int32_t Order __attribute__((vector_size(16)));
 
 // Halves are added to each other until one value is left; the order is the same everywhere.
 static inline Four sum_to_four(Floats v) {
+#if defined(__AVX__) && V32_LANES == 8
+    return (Four)_mm256_castps256_ps128((__m256)v) + (Four)_mm256_extractf128_ps((__m256)v, 1);
+#else
     Four parts[LANES / 4];
     memcpy(parts, &v, sizeof v);
     for (int half = LANES / 8; half > 0; half /= 2)
         for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
     return parts[0];
+#endif
 }
 
 static inline float sum(Floats v) {

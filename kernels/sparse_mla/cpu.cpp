@@ -98,14 +98,11 @@ static inline void dot_rows(const float* const (&rows)[2], const float* q, int64
             for (int r = 0; r < 2; ++r) add_product(acc[r][h], values[r], in);
         }
     }
-    if (c < width)
-        for (int r = 0; r < 2; ++r) {
-            float tail[LANES] = {};
-            memcpy(tail, rows[r] + c, (width - c) * sizeof(float));
-            for (int h = 0; h < H; ++h) add_product(acc[r][h], load(tail), load(q + h * q_stride + c));
-        }
     for (int r = 0; r < 2; ++r)
         for (int h = 0; h < H; ++h) out[r][h] = sum(acc[r][h]);
+    for (; c < width; ++c)
+        for (int r = 0; r < 2; ++r)
+            for (int h = 0; h < H; ++h) out[r][h] += rows[r][c] * q[h * q_stride + c];
 }
 
 // H heads of one query: q [H, q_stride] are latent and rotary part one after the other, padded with zeros; row(i) is
