@@ -10,13 +10,12 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
-import math
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from v32.tools.bounded import Clock, bounded_validator
 from v32.tools.errors import ToolDefinitionError
 from v32.tools.schema import references
 
@@ -64,12 +63,14 @@ class Validator:
             message = f"{name}: not a JSON Schema (2020-12): {error.json_path}: {error.message}"
             raise ToolDefinitionError(message) from error
         _check_references(name, schema)
-        if {'"unevaluatedProperties"', '"patternProperties"'} <= set(re.findall(r'"\w+"', json.dumps(schema))):
+        if {'"unevaluatedProperties"', '"patternProperties"'} <= set(
+            re.findall(r'"\w+"', json.dumps(schema, default=repr))
+        ):
             raise ToolDefinitionError(  # jsonschema would match the patterns by itself, without a limit
                 f"{name}: unevaluatedProperties beside patternProperties is not supported; use additionalProperties"
             )
-        self._clock = _Clock()
-        self._validator = _bounded(self._clock)(schema, registry=Registry(), format_checker=_formats())
+        self._clock = Clock(SECONDS)
+        self._validator = bounded_validator(self._clock)(schema, registry=Registry(), format_checker=_formats())
 
     def problems(self, value: Any) -> list[Problem]:
         """What is wrong with a value, the first `MAX_PROBLEMS` of it; empty if nothing is."""
@@ -84,69 +85,6 @@ class Validator:
             return [Problem("$", f"cannot be checked within {SECONDS:g} s; send a shorter or simpler value")]
         except (ArithmeticError, ValueError) as error:  # such as an infinite number where a multiple of 3 is wanted
             return [Problem("$", f"cannot be checked: {error}")]
-
-
-class _Clock:
-    """How long the check that runs may go on."""
-
-    def __init__(self) -> None:
-        self._end = math.inf
-
-    def start(self) -> None:
-        self._end = time.monotonic() + SECONDS
-
-    def left(self) -> float:
-        """Seconds. Raises `TimeoutError` when there are none."""
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        return left
-
-    def matches(self, pattern: str, text: str) -> bool:
-        """As `re.search`. Raises `TimeoutError`."""
-        import regex
-
-        return regex.search(pattern, text, timeout=self.left()) is not None
-
-
-def _bounded(clock: _Clock) -> Any:
-    """The validator of jsonschema, whose every keyword looks at the clock first, patterns also while they match."""
-    from jsonschema import Draft202012Validator, ValidationError
-    from jsonschema.validators import extend
-
-    def pattern(validator: Any, wanted: str, value: Any, schema: Any) -> Iterator[ValidationError]:
-        if isinstance(value, str) and not clock.matches(wanted, value):
-            yield ValidationError(f"{shown(value)} does not match {wanted!r}")
-
-    def pattern_properties(validator: Any, wanted: Any, value: Any, schema: Any) -> Iterator[ValidationError]:
-        for pattern, key in itertools.product(wanted, value if isinstance(value, dict) else ()):
-            if clock.matches(pattern, key):
-                yield from validator.descend(value[key], wanted[pattern], path=key, schema_path=pattern)
-
-    def additional_properties(validator: Any, wanted: Any, value: Any, schema: Any) -> Iterator[ValidationError]:
-        patterns = schema.get("patternProperties", ())
-        for key in value if isinstance(value, dict) else ():
-            if key in schema.get("properties", ()) or any(clock.matches(pattern, key) for pattern in patterns):
-                continue
-            if wanted is False:
-                yield ValidationError(key)
-            else:
-                yield from validator.descend(value[key], wanted, path=key)
-
-    def in_time(keyword: Callable[..., Any]) -> Callable[..., Any]:
-        def check(*arguments: Any) -> Any:
-            clock.left()
-            return keyword(*arguments)
-
-        return check
-
-    own = {
-        "pattern": pattern,
-        "patternProperties": pattern_properties,
-        "additionalProperties": additional_properties,
-    }
-    keywords = {**Draft202012Validator.VALIDATORS, **own}
-    return extend(Draft202012Validator, {name: in_time(keyword) for name, keyword in keywords.items()})
 
 
 def _formats() -> FormatChecker:
@@ -191,6 +129,8 @@ def _problems(error: ValidationError) -> Iterator[Problem]:
     elif error.validator == "format":
         example = f", such as {_EXAMPLES[wanted]}" if wanted in _EXAMPLES else ""
         yield Problem(path, f"{shown(value)} is no {wanted}{example}")
+    elif error.validator == "pattern":
+        yield Problem(path, f"{shown(value)} does not match {wanted!r}")
     elif error.validator in ("anyOf", "oneOf") and error.context:
         yield from _closest_branch(error)
     else:
