@@ -64,7 +64,12 @@ INTERPRETER = Gpu("interpreter", True, 1 << 40, 1 << 40, 64, 32)
 
 def gpu_of(tensor: Tensor) -> Gpu:
     """The GPU on which `tensor` lives; a CPU tensor belongs to the interpreter."""
-    return _gpu(tensor.device.index or 0) if tensor.is_cuda else INTERPRETER
+    if tensor.is_cuda:
+        return _gpu(tensor.device.index or 0)
+    from v32.kernels.triton_support.interpreter import interpret
+
+    interpret()  # also where TRITON_INTERPRET=1 has chosen it before
+    return INTERPRETER
 
 
 @cache
