@@ -151,6 +151,12 @@ class DecoderStep:
             raise failure
         return hidden
 
+    def read(self, rows: Tensor) -> None:
+        """From now on ids count these rows, float32 [N, hidden], in place of the embedding's."""
+        embedding = matrix(rows)
+        assert embedding is not None
+        self._model.embedding, self._rows = embedding, rows
+
     def _hold(self, layer: int, experts: ctypes.Array[ctypes.c_int64], count: int) -> int:
         """Called from inside of the step, through which no exception may pass."""
         assert self._held is not None

@@ -30,6 +30,7 @@ from v32.model_runtime.model.attention import AttentionInputs
 from v32.model_runtime.model.mla import MLA
 
 if TYPE_CHECKING:
+    from v32.model_runtime.model.native import NativeDecoder
     from v32.model_runtime.model.transformer import DeepseekV32Model
 
 DECODE_TOKENS = 8
@@ -68,14 +69,29 @@ class PagedAttention:
 
     def run(self, model: DeepseekV32Model, input_ids: Tensor, positions: Tensor) -> Tensor | None:
         """The whole batch in one native call, where the model and the cache allow it."""
-        if torch.is_grad_enabled() or self.pool.layout.dtype != torch.float32:
-            return None
-        native = model.find_native(goes_on=all(segment.start > 0 for segment in self.segments))
+        native = self._native(model)
         if native is None:
             return None
-        slots = [address for s in self.segments for address in [s.table.slots(0, 1).data_ptr()] * s.num_tokens]
         caches = [CacheTensors(layer.records, layer.index_keys) for layer in self.pool.layers]
-        return native.forward(model, input_ids, positions, slots, self.end, caches)
+        return native.forward(model, input_ids, positions, self._table_addresses(), self.end, caches)
+
+    def run_draft(self, model: DeepseekV32Model, rows: Tensor, positions: Tensor) -> Tensor | None:
+        """As `run` for the first MTP layer; rows are its joined inputs."""
+        native = self._native(model)
+        if native is None or not native.has_draft:
+            return None
+        layer = self.pool.layers[model.config.num_hidden_layers]
+        cache = CacheTensors(layer.records, layer.index_keys)
+        return native.forward_draft(model, rows, positions, self._table_addresses(), self.end, cache)
+
+    def _native(self, model: DeepseekV32Model) -> NativeDecoder | None:
+        if torch.is_grad_enabled() or self.pool.layout.dtype != torch.float32:
+            return None
+        return model.find_native(goes_on=all(segment.start > 0 for segment in self.segments))
+
+    def _table_addresses(self) -> list[int]:
+        """Of each row's slots."""
+        return [address for s in self.segments for address in [s.table.slots(0, 1).data_ptr()] * s.num_tokens]
 
     @cached_property
     def _slot_mapping(self) -> Tensor:

@@ -76,8 +76,11 @@ class Drafter:
             hidden[rows] = states
             next_ids[rows] = next_ids.new_tensor(list(following))
             assert len(following) == len(part.token_ids)
-        cos, sin = self.model.model.rotary(batch.positions)
-        out = self.layer.extend(hidden, next_ids, batch.positions, cos, sin, batch.attention)
+        joined = self.layer.join(hidden, next_ids, batch.positions)
+        out = batch.attention.run_draft(self.model.model, joined, batch.positions)
+        if out is None:
+            cos, sin = self.model.model.rotary(batch.positions)
+            out = self.layer.extend(joined, cos, sin, batch.attention)
         return [out[rows] for rows in batch.rows]
 
     def _guess(self, rows: Ids[tuple[Sequence, Tensor]]) -> list[tuple[Sequence, Tensor]]:

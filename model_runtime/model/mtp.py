@@ -39,14 +39,16 @@ class MTPLayer(DecoderLayer):
     ) -> tuple[Tensor, Tensor]:
         """hidden [N, D] of positions i (after model.norm), next_ids [N] the tokens at i + 1 -> (post-norm hidden
         [N, D] for a chained draft, float32 logits [N, vocab] of the tokens at i + 2)."""
-        out = self.extend(hidden, next_ids, positions, cos, sin, attention)
+        out = self.extend(self.join(hidden, next_ids, positions), cos, sin, attention)
         return out, self.shared_head.head(out).float()
 
-    def extend(
-        self, hidden: Tensor, next_ids: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, attention: Attention
-    ) -> Tensor:
-        """`draft` without its logits: `shared_head.head` gives those of the rows that are wanted."""
+    def join(self, hidden: Tensor, next_ids: Tensor, positions: Tensor) -> Tensor:
+        """The layer's input rows."""
         embedded = self.embed_tokens(next_ids).to(hidden.dtype) * (positions > 0)[:, None]
-        joined = self.eh_proj(torch.cat((self.enorm(embedded), self.hnorm(hidden)), -1))
+        joined: Tensor = self.eh_proj(torch.cat((self.enorm(embedded), self.hnorm(hidden)), -1))
+        return joined
+
+    def extend(self, joined: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
+        """`draft` without its logits: `shared_head.head` gives those of the rows that are wanted."""
         normed: Tensor = self.shared_head.norm(self(joined, cos, sin, attention))
         return normed

@@ -28,6 +28,7 @@ from v32.model_runtime.model.expert_cache import ExpertCache, LayerExperts
 from v32.model_runtime.model.layer import DecoderLayer
 from v32.model_runtime.model.linear import Linear
 from v32.model_runtime.model.moe import MLP, MoE
+from v32.model_runtime.model.mtp import MTPLayer
 
 if TYPE_CHECKING:
     from v32.model_runtime.model.transformer import DeepseekV32Model
@@ -40,8 +41,11 @@ the cores all threads wait for the one that is there: a token of the embedded ch
 class NativeDecoder:
     """Runs the decoder layers of one model. Made by `of`, which says whether it can."""
 
-    def __init__(self, model: DeepseekV32Model, step: DecoderStep, kept: list[Any]) -> None:
+    def __init__(
+        self, model: DeepseekV32Model, step: DecoderStep, kept: list[Any], draft: DecoderStep | None = None
+    ) -> None:
         self._step = step
+        self._draft = draft
         self._kept = kept
         self._source = _Source(model)
         self._work = _bytes_a_row(model)
@@ -60,8 +64,10 @@ class NativeDecoder:
         if embedding is None or any(layer is None for layer in layers):
             return None
         held = pointers if pointers.cache else None
-        step = DecoderStep(_shape(model), embedding, model.norm.weight, cast("list[NativeLayer]", layers), held)
-        return cls(model, step, [*kept, model.norm.weight, model.embed_tokens.weight])
+        shape = _shape(model, len(layers))
+        step = DecoderStep(shape, embedding, model.norm.weight, cast("list[NativeLayer]", layers), held)
+        draft = _draft_step(model, kept)
+        return cls(model, step, [*kept, model.norm.weight, model.embed_tokens.weight], draft)
 
     def is_current(self, *, at_a_glance: bool = False) -> bool:
         """Whether the model still has the modules and tensors that it was made of; their values may have changed.
@@ -80,10 +86,41 @@ class NativeDecoder:
         caches: Sequence[CacheTensors],
     ) -> Tensor:
         """Hidden states after the final norm, [N, D]; `end`: all positions are smaller. See `DecoderStep`."""
+        return self._run(self._step, model, input_ids, positions, slots, end, caches)
+
+    @property
+    def has_draft(self) -> bool:
+        """Whether the model's first MTP layer is there."""
+        return self._draft is not None
+
+    def forward_draft(
+        self,
+        model: DeepseekV32Model,
+        rows: Tensor,
+        positions: Tensor,
+        slots: Sequence[int],
+        end: int,
+        cache: CacheTensors,
+    ) -> Tensor:
+        """As `forward` for the first MTP layer, whose input rows come from `MTPLayer.join`."""
+        assert self._draft is not None
+        self._draft.read(rows.contiguous())
+        return self._run(self._draft, model, torch.arange(len(rows)), positions, slots, end, [cache])
+
+    def _run(
+        self,
+        step: DecoderStep,
+        model: DeepseekV32Model,
+        input_ids: Tensor,
+        positions: Tensor,
+        slots: Sequence[int],
+        end: int,
+        caches: Sequence[CacheTensors],
+    ) -> Tensor:
         if end > len(self._cos):
             self._cos, self._sin = model.rotary(torch.arange(max(end, 2 * len(self._cos), 512)))
         threads = min(torch.get_num_threads(), 1 + self._work * len(input_ids) // BYTES_A_THREAD)
-        return self._step(input_ids, positions, slots, self._cos, self._sin, caches, threads)
+        return step(input_ids, positions, slots, self._cos, self._sin, caches, threads)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copied model has other tensors: it makes its own."""
@@ -159,10 +196,22 @@ def _is_plain(model: DeepseekV32Model) -> bool:
     return is_float and not any(cast(DecoderLayer, layer).self_attn.rounds_latent for layer in model.layers)
 
 
-def _shape(model: DeepseekV32Model) -> NativeShape:
+def _draft_step(model: DeepseekV32Model, kept: list[Any]) -> DecoderStep | None:
+    """The first MTP layer, where there is one that the kernels can read."""
+    if len(model.layers) == model.config.num_hidden_layers:
+        return None
+    layer, pointers = cast(MTPLayer, model.layers[model.config.num_hidden_layers]), _Pointers()
+    native, norm = _layer(layer, kept, pointers), layer.shared_head.norm.weight
+    if native is None or pointers.cache is not None:
+        return None
+    kept.append(norm)
+    return DecoderStep(_shape(model, 1), NO_MATRIX, norm, [native])
+
+
+def _shape(model: DeepseekV32Model, num_layers: int) -> NativeShape:
     c = model.config
     return NativeShape(
-        layers=c.num_hidden_layers,
+        layers=num_layers,
         hidden=c.hidden_size,
         heads=c.num_attention_heads,
         q_lora=c.q_lora_rank,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
@@ -156,9 +157,12 @@ def test_under_a_grammar_the_matcher_is_where_the_tokens_are(
 
 @torch.inference_mode()
 @pytest.mark.parametrize("budget", [16, *slow(512)])
+@pytest.mark.parametrize("is_native", [True, False], ids=["native", "pytorch"])
 def test_drafts_are_those_of_the_whole_sequence_run_at_once(
-    partly: DeepseekV32ForCausalLM, oracle: Oracle, budget: int
+    partly: DeepseekV32ForCausalLM, oracle: Oracle, budget: int, is_native: bool
 ) -> None:
+    partly = copy.deepcopy(partly)
+    partly.model.uses_native = is_native
     engine = Engine(partly, num_drafts=1, max_batch_tokens=budget, max_sequences=2)
     sequence = engine.add(oracle.random_ids(120), SamplingParams(temperature=0, max_new_tokens=15))
     engine.add(oracle.random_ids(90, seed=1), GREEDY)
