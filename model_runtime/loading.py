@@ -113,6 +113,7 @@ def load_model(
         _check_options_of_budget(num_ranks, device, dequantize, speculative, expert_cache)
     # What is cheap to check comes first: the weights may take minutes.
     check_drafts(folder, int(speculative))
+    _check_context(folder, max_context)
     chat_tokenizer, vocab_size = _checked_tokenizer(folder, Path(tokenizer) if tokenizer else folder)
     recognised, sampling = detect_variant(folder, variant), sampling_defaults(folder)
     weights = _Weights(device, dtype, numerics, dequantize, None if expert_cache is None else parse_bytes(expert_cache))
@@ -195,6 +196,14 @@ def check_drafts(folder: Path, count: int) -> None:
         raise ValueError(f"speculative is {count}; choose how many tokens are drafted a step, 0 to {MOST_DRAFTS}")
     if count and not DeepseekV32Config.from_dir(folder).num_nextn_predict_layers:
         raise ValueError(f"{folder} has no MTP layer to draft tokens with; leave speculative= out")
+
+
+def _check_context(folder: Path, max_context: int | None) -> None:
+    from v32.model_runtime.config import DeepseekV32Config
+    from v32.model_runtime.generators.generator import context_within
+
+    positions = DeepseekV32Config.from_dir(folder).max_position_embeddings
+    context_within({"what the model was made for": positions}, max_context)
 
 
 def sampling_defaults(folder: Path) -> SamplingParams:

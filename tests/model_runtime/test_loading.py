@@ -68,6 +68,12 @@ async def test_a_random_model_under_the_grammar_writes_valid_calls(written: Path
     await model.aclose()
 
 
+def test_a_context_beyond_the_model_s_is_refused_before_weights_are_read(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="max_context is 10,000,000; what the model was made for is"):
+        load_model(folder, max_context=10_000_000)
+
+
 def test_what_the_files_say_is_taken_over(folder: Path) -> None:
     (folder / "generation_config.json").write_text('{"temperature": 0.6, "top_p": 0.9, "eos_token_id": 1}')
     model = load_model(folder, max_context=500)
