@@ -98,8 +98,8 @@ def _op_kv_append(gpu: Recorder) -> None:
     latent, k_pe, slots = _meta(DECODE, LATENT), _meta(DECODE, ROPE), _ints(DECODE)
     kv_append(_meta(SLOTS, LATENT + ROPE), slots, latent, k_pe, gpu)
     kv_append(_meta(SLOTS, record_bytes(LATENT, ROPE), dtype=torch.uint8), slots, latent, k_pe, gpu)
-    index_k = _meta(DECODE, INDEX_WIDTH)
-    kv_append(_meta(SLOTS, INDEX_WIDTH), slots, *index_k.tensor_split(2, -1), gpu)
+    left, right = _meta(DECODE, INDEX_WIDTH).tensor_split(2, -1)
+    kv_append(_meta(SLOTS, INDEX_WIDTH), slots, left, right, gpu)
 
 
 def _op_index_score(gpu: Recorder) -> None:
