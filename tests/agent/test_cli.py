@@ -124,6 +124,13 @@ def test_the_same_seed_gives_the_same_run_and_a_journal_can_be_resumed(tmp_path:
 
 
 @pytest.mark.slow
+def test_drafts_change_no_word() -> None:
+    plain, drafted = (v32("run", "What is 2 + 3?", *SHORT, *more).stdout for more in ((), ("--speculative", "2")))
+    assert plain
+    assert drafted == plain
+
+
+@pytest.mark.slow
 def test_ctrl_c_ends_a_run_and_its_journal_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     command = [sys.executable, "-m", "v32.agent.cli", "run", "--max-turns", "2", "--seed", "1"]
