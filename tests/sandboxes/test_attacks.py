@@ -53,8 +53,8 @@ for r in anyio.run(partial(run_attacks, only=sys.argv[1].split(","), open_sessio
     print(json.dumps([r.id, r.outcome, r.evidence]))
 """
 
-# Harmless without a sandbox, run by a user who owns nothing. Not walk-for-keys: it gives up after four seconds, which on
-# a busy machine with much in /tmp are not enough.
+# Harmless without a sandbox, run by a user who owns nothing. Not walk-for-keys: it gives up after four seconds, which
+# are not enough on a busy machine with much in /tmp.
 SAFE = (
     "read-host-file", "read-all-environ", "tcp-loopback", "path-unix", "abstract-unix",
     "scm-rights-smuggle", "sysfs-visible", "vsock", "keyctl-session",
