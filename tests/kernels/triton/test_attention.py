@@ -1,7 +1,8 @@
 """Cache, index scores and attention against float64, over ragged sizes, unused entries and poisoned memory.
 
-float32   sums of float32 products                     1e-5
-bfloat16  probabilities rounded to 2^-9 before they weigh the values, and one rounding of the result
+One rounding to bfloat16 is 1.5e-3 of the 2-norm: an ulp of 2^-7 over the root of 12, for values spread evenly over a
+binade. Probabilities are rounded before they weigh the values, and the result is: together root 2 times that, 2.2e-3.
+In float32 only the order of sums differs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from v32.kernels.kv_append import reference as append_reference
 from v32.kernels.sparse_mla import reference as sparse_reference
 from v32.kernels.triton_support.gpu import gpu_of
 
-BOUND = {torch.float32: 1e-5, torch.bfloat16: 6e-3}
+BOUND = {torch.float32: 2e-6, torch.bfloat16: 2.5e-3}
 SCALE = 0.1352
 
 
@@ -101,10 +102,12 @@ def test_index_score(device: str, rng: torch.Generator, kind: str, shape: tuple[
     expected = torch.relu(torch.einsum("thd,sd->ths", q.double(), k.double())) * weights.double()[..., None]
     expected = expected.sum(1) * (1 if k_scale is None else k_scale.double())
     for gpu in gpus:
-        assert relative_error(kernel.index_score(q, k, weights, k_scale, gpu), expected) < 1e-6
+        # The FP8 instructions of a GPU keep about 14 bits of a sum.
+        bound = 1e-3 if kind == "fp8" and gpu.has_fp8 and gpu.arch != "interpreter" else 4e-7
+        assert relative_error(kernel.index_score(q, k, weights, k_scale, gpu), expected) < bound
     # A batch of sequences with keys of their own.
     batched = kernel.index_score(q[:, None], k.expand(queries, keys, width), weights[:, None], None)[:, 0]
-    assert relative_error(batched, index_reference.index_score(q, k, weights)) < 1e-6
+    assert relative_error(batched, index_reference.index_score(q, k, weights)) < 4e-7
 
 
 def test_paged_index_score_reads_only_visible_pages(device: str, rng: torch.Generator) -> None:
@@ -179,7 +182,7 @@ def test_split_keys_give_what_one_split_gives(device: str, rng: torch.Generator)
     indices = torch.randperm(slots, generator=rng)[None, :k].to(device)
     indices[:, 100:] = -1  # the second split sees nothing
     y = kernel.sparse_mla(q, q_pe, latent, k_pe, indices, SCALE)
-    assert relative_error(y, sparse_reference.sparse_mla(q, q_pe, latent, k_pe, indices, SCALE)) < 1e-5
+    assert relative_error(y, sparse_reference.sparse_mla(q, q_pe, latent, k_pe, indices, SCALE)) < BOUND[torch.float32]
 
 
 def test_a_query_does_not_depend_on_the_others(device: str, rng: torch.Generator) -> None:

@@ -1,7 +1,8 @@
 """FP8 products, alone and grouped by expert, against float64 on the dequantised operands.
 
-The operands are exact, the sum is float32 over K in tiles of 128 and the result is rounded once: relative error in the
-2-norm at most eps(dtype)/2 from the rounding (uniform: about 0.6 of it) and a few 1e-7 from the sum.
+The operands are exact, the sum is float32 over K in tiles of 128 and the result is rounded once: in the 2-norm 0.2 eps
+of its dtype (an ulp over the root of 12, for values spread over a binade), up to 0.27 eps where they are few, and 2e-7
+from the sum; where a GPU has FP8 instructions, which keep about 14 bits of a tile's sum, up to 1e-3 (not measured).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from v32.kernels.moe_experts import reference as moe_reference
 from v32.kernels.swiglu.reference import swiglu
 from v32.kernels.triton_support.gpu import Gpu, gpu_of
 
-BOUND = {torch.float32: 1e-6, torch.bfloat16: 2.5e-3, torch.float16: 4e-4}
+BOUND = {torch.float32: 4e-7, torch.bfloat16: 2.5e-3, torch.float16: 3.1e-4}
 
 
 def gpus(device: str) -> list[Gpu]:
@@ -54,7 +55,8 @@ def test_fp8_gemm(
     for gpu in gpus(device):
         y = kernel.fp8_gemm(x, weight, scale, fmt, gpu)
         assert y.dtype == dtype
-        assert relative_error(y, expected) < BOUND[dtype]
+        is_short = fmt is not None and gpu.has_fp8 and gpu.arch != "interpreter"
+        assert relative_error(y, expected) < BOUND[dtype] + 1e-3 * is_short
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
@@ -68,7 +70,7 @@ def test_float_gemm(device: str, rng: torch.Generator, dtype: torch.dtype, shape
     weight = torch.randn(rows, width, generator=rng).to(dtype).to(device)
     y = kernel.float_gemm(x, weight)
     assert y.dtype == torch.float32
-    assert relative_error(y, x.double() @ weight.double().T) < 1e-6
+    assert relative_error(y, x.double() @ weight.double().T) < BOUND[torch.float32]
 
 
 def test_the_fp8_and_the_decoding_path_agree(device: str, rng: torch.Generator) -> None:
@@ -144,8 +146,9 @@ def test_moe_experts(
     for gpu in gpus(device):
         y = kernel.moe_experts(x, indices, weights, experts, fmt, gpu)
         assert y.dtype == torch.float32
-        # The hidden values are rounded after float32 sums that may differ: neighbours in dtype or in FP8.
-        assert relative_error(y, expected) < (2e-2 if dtype == torch.bfloat16 or fmt else 1e-5)
+        # The hidden values are rounded after float32 sums whose order may differ. One of 40 that falls to the
+        # neighbour changes the result by an ulp over the root of 40: 1.2e-3 in bfloat16, 2e-2 in e4m3.
+        assert relative_error(y, expected) < (2e-2 if fmt else 2e-3 if dtype == torch.bfloat16 else 1e-6)
     if kind == "float":
         reference = moe_reference.moe_experts(x, indices, weights, experts, fmt)
         torch.testing.assert_close(y, reference, rtol=2e-2, atol=float(reference.abs().max()) * 1e-2)
