@@ -107,7 +107,7 @@ class Step {
 
     // Scratch memory of one thread.
     struct Mine {
-        Mine(const Shape& s, int64_t most) : stride(padded(most)), probabilities(4 * stride) {}
+        Mine(const Shape& s, int64_t most) : stride(padded(most)), probabilities(8 * stride) {}
         const int64_t stride;
         const Scratch<float> probabilities;
         TopK top;

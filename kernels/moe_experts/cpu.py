@@ -17,18 +17,20 @@ if TYPE_CHECKING:
 
 def moe_experts(x: Tensor, indices: Tensor, weights: Tensor, experts: Sequence[ExpertWeights]) -> Tensor | None:
     """See `v32.kernels.moe_experts`; None where the kernels do not apply."""
-    if x.dtype != torch.float32 or not is_native(x, weights, experts[0].gate):
-        return None
     loaded = library()
-    array = (NativeExpert * len(experts))()
-    for native, expert in zip(array, experts, strict=True):
-        parts = [matrix(*pair) for pair in zip(expert[:3], expert[3:], strict=True)]
-        if loaded is None or any(part is None for part in parts):
+    if loaded is None or x.dtype != torch.float32 or not is_native(x, weights, experts[0].gate):
+        return None
+    # Pointers are made anew for the experts that are wanted: none can be stale, and most are not wanted.
+    wanted, places = indices.unique(return_inverse=True)
+    array = (NativeExpert * len(wanted))()
+    for native, number in zip(array, wanted.tolist(), strict=True):
+        parts = [matrix(*pair) for pair in zip(experts[number][:3], experts[number][3:], strict=True)]
+        if any(part is None for part in parts):
             return None
         native.gate, native.up, native.down = parts
-    x, indices, weights = x.contiguous(), indices.contiguous(), weights.float().contiguous()
+    x, places, weights = x.contiguous(), places.contiguous(), weights.float().contiguous()
     y = torch.zeros_like(x)
-    sizes = [ctypes.c_int64(size) for size in (len(experts), indices.shape[1], len(x))]
-    assert loaded is not None
-    loaded.v32_moe_experts(array, *sizes, pointer(indices), pointer(weights), pointer(x), pointer(y))
+    if len(wanted):
+        sizes = [ctypes.c_int64(size) for size in (len(wanted), indices.shape[1], len(x))]
+        loaded.v32_moe_experts(array, *sizes, pointer(places), pointer(weights), pointer(x), pointer(y))
     return y

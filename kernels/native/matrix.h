@@ -56,8 +56,15 @@ struct Codec<FLOAT8> {
     template <int PART>
     static Floats part(const uint8_t* p) {
         const Words fours = load_words(p);
-        const Words pair = (Words)((Halves)(PART % 2 ? fours : fours << 8) >> 4);
+        const Words pair = PART % 2 ? (Words)((Halves)fours >> 4) : even(fours);
         return (Floats)((PART < 2 ? pair << 16 : pair) & 0x87F00000u);
+    }
+    static Words even(Words fours) {
+#if defined(__AVX2__) && V32_LANES == 8
+        return (Words)_mm256_maddubs_epi16(_mm256_set1_epi16(16), (__m256i)fours);  // the lower bytes times 16
+#else
+        return (Words)((Halves)(fours << 8) >> 4);
+#endif
     }
     static int64_t position(int64_t index) {
         const int64_t in = index % GROUP;

@@ -6,32 +6,35 @@
 
 namespace v32 {
 
-// outs[m][c] = sum over n of qs[m][n] * w[first + n][c]: queries into latent space, M of them.
-template <int64_t KIND, int M>
-static inline void absorb_of(const Matrix& w, int64_t first, int64_t count, const float* const* qs, float* const* outs) {
+// outs[m][c] = sum over n of qs[m][n] * w[first + n][c]: queries into latent space, M of them, G groups of columns from c on.
+template <int64_t KIND, int M, int G>
+static inline void absorb_columns(const Matrix& w, int64_t first, int64_t count, int64_t c, const float* const* qs, float* const* outs) {
     using C = Codec<KIND>;
-    const int64_t stride = w.cols * C::BYTES, blocks = (w.cols + BLOCK - 1) / BLOCK;
-    for (int64_t c = 0; c < w.cols; c += GROUP) {
-        const int64_t size = w.cols - c < GROUP ? w.cols - c : GROUP;
-        Floats acc[4][M] = {};
-        uint8_t tail[GROUP * C::BYTES] = {};
-        for (int64_t n = 0; n < count; ++n) {
-            const uint8_t* p = (const uint8_t*)w.data + (first + n) * stride + c * C::BYTES;
-            if (size < GROUP) p = (const uint8_t*)memcpy(tail, p, size * C::BYTES);
-            const float scale = KIND == FLOAT8 ? w.scales[(first + n) / BLOCK * blocks + c / BLOCK] * HALF_BIAS : 1.0f;
-            const Floats parts[4] = {C::template part<0>(p), C::template part<1>(p), C::template part<2>(p),
-                                     C::template part<3>(p)};
-            for (int m = 0; m < M; ++m) {
-                const float q = qs[m][n] * scale;
-                for (int j = 0; j < 4; ++j) add_product(acc[j][m], parts[j], splat(q));
-            }
-        }
-        for (int m = 0; m < M; ++m) {
-            float values[GROUP];
-            for (int j = 0; j < 4; ++j) store(values + j * LANES, acc[j][m] * factor(KIND));
-            for (int64_t i = 0; i < size; ++i) outs[m][c + i] = values[C::position(i)];
+    const int64_t stride = w.cols * C::BYTES, blocks = (w.cols + BLOCK - 1) / BLOCK, size = std::min<int64_t>(w.cols - c, G * GROUP);
+    Floats acc[4 * G][M] = {};
+    uint8_t tail[G * GROUP * C::BYTES] = {};
+    for (int64_t n = 0; n < count; ++n) {
+        const uint8_t* p = (const uint8_t*)w.data + (first + n) * stride + c * C::BYTES;
+        if (size < G * GROUP) p = (const uint8_t*)memcpy(tail, p, size * C::BYTES);
+        const float scale = KIND == FLOAT8 ? w.scales[(first + n) / BLOCK * blocks + c / BLOCK] * HALF_BIAS : 1.0f;
+        for (int g = 0; g < G; ++g, p += GROUP * C::BYTES) {
+            const Floats parts[4] = {C::template part<0>(p), C::template part<1>(p), C::template part<2>(p), C::template part<3>(p)};
+            for (int m = 0; m < M; ++m)
+                for (int j = 0; j < 4; ++j) add_product(acc[4 * g + j][m], parts[j], splat(qs[m][n] * scale));
         }
     }
+    for (int m = 0; m < M; ++m) {
+        float values[G * GROUP];
+        for (int j = 0; j < 4 * G; ++j) store(values + j * LANES, acc[j][m] * factor(KIND));
+        for (int64_t i = 0; i < size; ++i) outs[m][c + i] = values[C::position(i)];
+    }
+}
+
+template <int64_t KIND, int M>
+static inline void absorb_of(const Matrix& w, int64_t first, int64_t count, const float* const* qs, float* const* outs) {
+    constexpr int G = M == 1 ? 2 : 1;  // sums enough to keep the units busy
+    static_assert(BLOCK % (G * GROUP) == 0, "columns that pass together share their scales");
+    for (int64_t c = 0; c < w.cols; c += G * GROUP) absorb_columns<KIND, M, G>(w, first, count, c, qs, outs);
 }
 
 template <int M>
@@ -43,9 +46,12 @@ static inline void absorb(const Matrix& w, int64_t first, int64_t count, const f
 
 // In place: softmax of scores * scale without the division; returns the sum. The rest of the last vector becomes 0.
 static inline float exponentiate(float* scores, int64_t count, float scale) {
+    Floats greatest = splat(scores[0]), total = {};
+    int64_t whole = 0;
+    for (; whole + LANES <= count; whole += LANES) greatest = maximum(load(scores + whole), greatest);
     float most = scores[0];
-    for (int64_t i = 1; i < count; ++i) most = scores[i] > most ? scores[i] : most;
-    Floats total = {};
+    for (int lane = 0; lane < LANES; ++lane) most = std::max(most, greatest[lane]);
+    for (; whole < count; ++whole) most = std::max(most, scores[whole]);
     for (int64_t i = 0; i < count; i += LANES) {
         Floats e = exponential((load(scores + i) - most) * scale);
         if (i + LANES > count)
@@ -57,21 +63,18 @@ static inline float exponentiate(float* scores, int64_t count, float scale) {
     return sum(total);
 }
 
-// out[h][c] += sum over keys of p[h][key] * row(key)[c], c in [0, width), H heads.
+// out[h][c] = sum over keys of p[key][h] * row(key)[c], c in [0, width), H heads.
 template <int H, class Row>
-static inline void weigh_rows(const float* p, int64_t stride, Row row, int64_t begin, int64_t end, int64_t width,
-                              float* out, int64_t out_stride) {
+static inline void weigh_rows(const float* p, Row row, int64_t count, int64_t width, float* out, int64_t out_stride) {
     int64_t c = 0;
     for (; c + 2 * LANES <= width; c += 2 * LANES) {
-        Floats acc[H][2];
-        for (int h = 0; h < H; ++h)
-            for (int j = 0; j < 2; ++j) acc[h][j] = load(out + h * out_stride + c + j * LANES);
-        for (int64_t i = begin; i < end; ++i) {
+        Floats acc[H][2] = {};
+        for (int64_t i = 0; i < count; ++i) {
             const float* values = row(i) + c;
             const Floats v0 = load(values), v1 = load(values + LANES);
             for (int h = 0; h < H; ++h) {
-                add_product(acc[h][0], v0, splat(p[h * stride + i]));
-                add_product(acc[h][1], v1, splat(p[h * stride + i]));
+                add_product(acc[h][0], v0, splat(p[i * H + h]));
+                add_product(acc[h][1], v1, splat(p[i * H + h]));
             }
         }
         for (int h = 0; h < H; ++h)
@@ -79,8 +82,8 @@ static inline void weigh_rows(const float* p, int64_t stride, Row row, int64_t b
     }
     for (; c < width; ++c)
         for (int h = 0; h < H; ++h) {
-            float total = out[h * out_stride + c];
-            for (int64_t i = begin; i < end; ++i) total += row(i)[c] * p[h * stride + i];
+            float total = 0;
+            for (int64_t i = 0; i < count; ++i) total += row(i)[c] * p[i * H + h];
             out[h * out_stride + c] = total;
         }
 }
@@ -106,7 +109,7 @@ static inline void dot_rows(const float* const (&rows)[2], const float* q, int64
 }
 
 // H heads of one query: q [H, q_stride] are latent and rotary part one after the other, padded with zeros; row(i) is
-// record i of `count` with the same two parts. out [H, latent]. p: scratch, [H, p_stride], p_stride >= padded(count).
+// record i of `count` with the same two parts. out [H, latent]. p: scratch, [2, H, p_stride], p_stride >= padded(count).
 template <int H, class Row>
 static inline void attend(const float* q, int64_t q_stride, Row row, int64_t count, int64_t latent, int64_t width,
                           float scale, float* p, int64_t p_stride, float* out, int64_t out_stride) {
@@ -122,14 +125,12 @@ static inline void attend(const float* q, int64_t q_stride, Row row, int64_t cou
             if (i + 1 < count) p[h * p_stride + i + 1] = found[1][h];
         }
     }
-    float sums[H];
+    float sums[H], *weights = p + H * p_stride;
     for (int h = 0; h < H; ++h) {
         sums[h] = exponentiate(p + h * p_stride, count, scale);
-        memset(out + h * out_stride, 0, latent * sizeof(float));
+        for (int64_t i = 0; i < count; ++i) weights[i * H + h] = p[h * p_stride + i];
     }
-    constexpr int64_t ROWS = 64;  // of the cache, that stay in the first cache while all columns pass
-    for (int64_t begin = 0; begin < count; begin += ROWS)
-        weigh_rows<H>(p, p_stride, row, begin, std::min(begin + ROWS, count), latent, out, out_stride);
+    weigh_rows<H>(weights, row, count, latent, out, out_stride);
     for (int h = 0; h < H; ++h)
         for (int64_t c = 0; c < latent; ++c) out[h * out_stride + c] *= 1.0f / sums[h];
 }

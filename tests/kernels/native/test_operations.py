@@ -26,7 +26,10 @@ def call(name: str, *arguments: Tensor | int | float) -> None:
     getattr(loaded, name)(*(pointer(a) if isinstance(a, Tensor) else kinds[type(a)](a) for a in arguments))
 
 
-@pytest.mark.parametrize(("queries", "keys", "heads", "width"), [(1, 1, 1, 8), (3, 63, 5, 10), (2, 200, 8, 64)])
+@pytest.mark.parametrize(
+    ("queries", "keys", "heads", "width"),
+    [(1, 1, 1, 8), (3, 63, 5, 10), (2, 200, 8, 64), (2, 33, 3, 128), (1, 70, 4, 96)],
+)
 def test_index_score(queries: int, keys: int, heads: int, width: int, generator: torch.Generator) -> None:
     q = torch.randn(queries, heads, width, generator=generator)
     k, w = torch.randn(keys, width, generator=generator), torch.randn(queries, heads, generator=generator)
@@ -74,6 +77,10 @@ def test_experts(count: int, generator: torch.Generator) -> None:
     x = torch.randn(count, 50, generator=generator)
     indices = torch.rand(count, 6, generator=generator).topk(2).indices
     weights = torch.rand(count, 2, generator=generator)
-    y = moe_experts(x, indices, weights, experts)
-    assert y is not None
-    assert torch.allclose(y, experts_reference.moe_experts(x, indices, weights, experts), rtol=1e-4, atol=1e-5)
+    for each in (experts, experts[::-1]):  # no pointer of the first call is used by the second
+        y = moe_experts(x, indices, weights, each)
+        assert y is not None
+        assert torch.allclose(y, experts_reference.moe_experts(x, indices, weights, each), rtol=1e-4, atol=1e-5)
+    nothing = moe_experts(x[:0], indices[:0], weights[:0], experts)
+    assert nothing is not None
+    assert nothing.shape == (0, 50)
