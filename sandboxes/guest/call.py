@@ -19,6 +19,7 @@ class Call:
         self.stdin = -1
         self.to_stdin = memoryview(b"")
         self.to_interpreter: list[bytes] = []
+        self.is_interrupted = False  # and the signal has not been sent yet
         self.how = b""
         self.detail = b""
         self.late = 0

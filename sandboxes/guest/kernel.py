@@ -3,6 +3,7 @@
 Runs in an untrusted process that the supervisor forked and confined. It talks over one datagram socket (fd 3):
 
     supervisor -> kernel   nonce | b"run" | total length     then the code in pieces
+                           nonce | b"stop"                    before SIGINT, for a cell that has not begun
                            nonce | b"fork"                    with a socket for the copy
     kernel -> supervisor   nonce | b"v" value   |  b"n"  |  b"e" traceback
                            b"copy"                            from the copy, over its own socket
@@ -48,6 +49,7 @@ class Kernel:
         self._main.__dict__["__builtins__"] = builtins
         sys.modules["__main__"] = self._main
         _signal.signal(_signal.SIGINT, self._interrupt)
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGINT,))
 
     def serve(self) -> None:
         """Answer until the supervisor hangs up."""
@@ -80,6 +82,13 @@ class Kernel:
         while len(code) < length:
             code += self._channel.recv(PIECE)
         return code.decode("utf-8", "surrogatepass")
+
+    def _is_stopped(self) -> bool:
+        """Whether the interrupt came before the cell had begun, when the signal was not heard."""
+        try:
+            return self._channel.recv(PIECE, _socket.MSG_DONTWAIT)[NONCE:] == b"stop"
+        except BlockingIOError:
+            return False
 
     def _fork(self, nonce: bytes, passed: int) -> None:
         """Become two: the copy sleeps on its own socket until the supervisor wakes it.
@@ -115,6 +124,8 @@ class Kernel:
         name = f"<cell {self._cells}>"
         try:
             self._running = True
+            if self._is_stopped():
+                raise KeyboardInterrupt
             value = self._evaluate(code, name)
             text = None if value is None else repr(value)
             self._running = False

@@ -60,14 +60,16 @@ class Supervisor:
         self._interpreters = Interpreters(self._fork, self._become_interpreter)
         self._statuses: dict[int, int] = {}
         self._call: Call | None = None
+        self._ahead: list[list[bytes]] = []  # frames that came along with the one that is being served
 
     # -- life ---------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Serve until the host hangs up or dies."""
         while True:
-            for frame in self._wait_for_host():
-                self._take(frame)
+            self._ahead += self._wait_for_host()
+            while self._ahead:
+                self._take(self._ahead.pop(0))
 
     def _wait_for_host(self) -> list[list[bytes]]:
         poll = select.poll()
@@ -147,6 +149,7 @@ class Supervisor:
         import confine  # type: ignore[import-not-found]
 
         confine.set_dumpable(False)
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGINT,))  # a child unblocks it when it can take it
         if not self._is_namespace:
             confine.set_subreaper()
         landlock = confine.Landlock(self._writable) if settings["landlock"] else None
@@ -258,6 +261,8 @@ class Supervisor:
         except ProcessLookupError:  # an interpreter that was never our child, and is gone
             call.end(None)
         else:
+            while self._ahead:
+                self._steer(call, self._ahead.pop(0))
             while not call.how:
                 self._step(call, interpreter, ended)
             posix.close(ended)
@@ -300,11 +305,19 @@ class Supervisor:
         if frame[0] not in (b"interrupt", b"kill") or frame[1] != call.name:
             return
         if frame[0] == b"interrupt":
-            signal_group(call.pid, _signal.SIGINT)
-            self._send(b"interrupted", call.name)
+            call.is_interrupted = True
+            if call.nonce:
+                call.to_interpreter.append(call.nonce + b"stop")
+            else:
+                self._interrupt(call)
         else:
             signal_group(call.pid, _signal.SIGKILL)
             self._sweep(spared=self._interpreters.pids() - {call.pid})
+
+    def _interrupt(self, call: Call) -> None:
+        call.is_interrupted = False
+        signal_group(call.pid, _signal.SIGINT)
+        self._send(b"interrupted", call.name)
 
     def _carry(self, call: Call, fd: int) -> None:
         try:
@@ -327,6 +340,8 @@ class Supervisor:
             pass
         except OSError:
             call.to_interpreter.clear()
+        if call.is_interrupted and not call.to_interpreter:
+            self._interrupt(call)
         try:
             reply = interpreter.channel.recv(REPLY_LIMIT + 1)
         except BlockingIOError:
@@ -370,6 +385,8 @@ class Supervisor:
             for number in range(1, _signal.NSIG):
                 if number not in (_signal.SIGKILL, _signal.SIGSTOP) and not 32 <= number < 34:
                     _signal.signal(number, _signal.SIG_DFL)
+            if channel < 0:
+                _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
             moved = [posix.dup(fd) for fd in ends]  # clear of 0..3, whatever they were
             for target, fd in enumerate(moved):
                 posix.dup2(fd, target)

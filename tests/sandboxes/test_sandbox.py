@@ -212,6 +212,27 @@ def test_cancelling_interrupts_then_kills_and_is_safe_at_any_time(session: Sessi
     session(body, QUICK)
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_an_interrupt_that_comes_before_the_code_has_begun_stops_it(session: Session, fresh: bool) -> None:
+    async def body(sandbox: SupervisedSandbox) -> None:
+        results: list[CellResult] = []
+
+        async def run() -> None:
+            results.append(await sandbox.run_python("while True: pass", fresh=fresh))
+
+        for delay in (0, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016) * 2:
+            await sandbox.run_python("k = 1")
+            async with anyio.create_task_group() as group:
+                group.start_soon(run)
+                await anyio.wait_all_tasks_blocked()
+                await anyio.sleep(delay)
+                await sandbox.cancel()
+            assert (results[-1].status, results[-1].state) == ("cancelled", "kept"), delay
+            assert (await sandbox.run_python("'k' in globals()")).value == str(not fresh)
+
+    session(body)
+
+
 def test_a_cancelled_task_leaves_a_sandbox_that_works(session: Session) -> None:
     async def body(sandbox: SupervisedSandbox) -> None:
         await sandbox.run_python("k = 1")
