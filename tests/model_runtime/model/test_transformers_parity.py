@@ -37,6 +37,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "two_shared_experts": {"n_shared_experts": 2},
     "weights_not_normalised": {"norm_topk_prob": False, "routed_scaling_factor": 1.7},
     "one_head": {"num_attention_heads": 1, "num_key_value_heads": 1},
+    "odd_heads": {"num_attention_heads": 5, "num_key_value_heads": 5, "index_n_heads": 17},
+    "shorter_than_index_topk": {"index_topk": 2048},
     "values_wider_than_keys": {"v_head_dim": 56, "qk_nope_head_dim": 16},
     "index_heads_of_128": {"index_n_heads": 32, "index_head_dim": 128, "qk_rope_head_dim": 32},
     "index_all_rotary": {"index_head_dim": 16, "qk_rope_head_dim": 16, "index_n_heads": 24},
