@@ -12,7 +12,7 @@ from typing import Literal
 
 import anyio
 
-from v32.sandboxes.errors import SandboxClosed, SandboxFileError
+from v32.sandboxes.errors import SandboxClosed, SandboxError
 from v32.sandboxes.sandbox import Sandbox, SandboxPolicy
 from v32.tools.tool import Tool, ToolContext, ToolError
 
@@ -73,13 +73,13 @@ class CodeSession:
         sandbox = await self.sandbox(context.session_id)
         try:
             yield sandbox
-        except SandboxFileError as error:
-            raise ToolError(str(error)) from error
         except SandboxClosed as error:
             await self.let_go(context, sandbox)
             reason = str(error).partition(";")[0]  # what follows is for programmers
             outlook = "the next call starts anew" if self._lent is None else "no code can be run any more"
             raise ToolError(f"{reason}; variables and files are lost, {outlook}") from error
+        except SandboxError as error:
+            raise ToolError(str(error)) from error
 
     async def let_go(self, context: ToolContext, sandbox: Sandbox) -> None:
         """It is dead: the next call opens a new one, unless another call has done so."""

@@ -138,6 +138,7 @@ class LocalIndex:
         return [Hit(id, title, snippet(text, query, highlight=highlight), score) for id, title, text, score in rows]
 
     def get(self, id: str) -> Document | None:
+        id = id.encode("utf-8", "replace").decode()  # half a surrogate pair is no text to SQLite
         with self._transaction():
             row = self._connection.execute("SELECT id, text, title FROM documents WHERE id = ?", (id,)).fetchone()
         return Document(*row) if row else None
