@@ -76,7 +76,7 @@ GPUS = {
     "rtxpro6000": GPU(96, 1792, 252, 503),
 }
 _LAYER_SECONDS = 300e-6
-"""About sixty operations of a layer, each launched from Python, without CUDA graphs; an assumption."""
+"""About sixty operations of a layer, each launched from Python; assumed. Recorded decoding (one GPU) needs less."""
 _MESSAGE_SECONDS = 30e-6
 """The two sums over ranks of a layer; an assumption."""
 
