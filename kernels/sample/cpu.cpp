@@ -86,7 +86,7 @@ class Sampler {
             store(&masses_[i], exponential((load(&logits_[i]) - top) / temperature));
     }
 
-    // The allowed tokens of at least this mass. Were all others, together they would lack less than 1 - top_p.
+    // The allowed tokens of at least this mass; all others together have less than 1 - top_p.
     void collect(const int32_t* bits, double least) {
         kept_.clear();
         for (int64_t id = 0; id < vocab_; ++id)
