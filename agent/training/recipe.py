@@ -59,13 +59,13 @@ CONFIG = DeepseekV32Config(
 STAGES = [
     Stage("dense", 4000, muon_lr=2e-3, adam_lr=1.5e-3, lesson_steps=400, decay_share=0.6, final_lr=0.1),
     Stage("warmup", 60, muon_lr=0.0, adam_lr=2e-3, warm_steps=10),
-    Stage("sparse", 270, muon_lr=5e-4, adam_lr=3.8e-4, warm_steps=10, decay_share=1.0),
+    Stage("sparse", 90, muon_lr=1.5e-4, adam_lr=1e-4, warm_steps=10, decay_share=1.0),
     Stage("mtp", 80, muon_lr=4e-3, adam_lr=2e-3, warm_steps=20),
 ]
 SPECIALE_STAGES = [
     Stage("dense", 1200, muon_lr=2e-3, adam_lr=1.5e-3, decay_share=0.6, final_lr=0.1),
     Stage("warmup", 30, muon_lr=0.0, adam_lr=2e-3, warm_steps=10),
-    Stage("sparse", 120, muon_lr=5e-4, adam_lr=3.8e-4, warm_steps=10, decay_share=1.0),
+    Stage("sparse", 90, muon_lr=1.5e-4, adam_lr=1e-4, warm_steps=10, decay_share=1.0),
     Stage("mtp", 40, muon_lr=2e-3, adam_lr=1e-3, warm_steps=20),
 ]
 """On reasoning without tools, from the weights that STAGES end with."""
