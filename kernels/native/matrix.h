@@ -199,7 +199,7 @@ static inline void product_tile(const Matrix& w, int64_t begin, int64_t end, con
 }
 
 constexpr int64_t STRIP = 16;  // rows of weights that are decoded at a time, a block of columns of each
-constexpr int64_t FEW = 8;     // inputs for which decoding on the way is faster
+constexpr int64_t FEW = 8;     // inputs from which on decoding a strip first is faster
 constexpr int64_t CHUNK = 64;  // inputs that share them: with half of them sums stay in the first cache, and prefill is 9% slower
 
 // Every other vector of `out`.
@@ -300,7 +300,7 @@ static inline void product_strip(const Matrix& w, int64_t top, int64_t bottom, c
 template <int64_t KIND, class Store>
 static inline void product_of(const Matrix& w, int64_t begin, int64_t end, const float* x, int64_t count, const uint8_t* after,
                               Store& store) {
-    const int64_t width = padded(w.cols), part = count < FEW ? TILE : CHUNK, step = count > part || count >= FEW ? STRIP : end - begin;
+    const int64_t width = padded(w.cols), step = count > TILE ? STRIP : end - begin;
     // Inputs of a chunk stay in the second cache while all strips pass; a strip that few inputs share stays in the first.
     for (int64_t m = 0; m < count; m += CHUNK)
         for (int64_t n = begin; n < end; n += step) {
