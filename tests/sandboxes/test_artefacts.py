@@ -139,8 +139,8 @@ def test_a_swap_during_the_read_never_shows_the_secret(workspace: tuple[Path, in
     thread = threading.Thread(target=swap)
     thread.start()
     good = plain = 0
-    deadline = time.monotonic() + 0.5
-    while time.monotonic() < deadline:
+    start = time.monotonic()
+    while (elapsed := time.monotonic() - start) < 0.5 or (elapsed < 20 and not (good and plain)):
         try:
             assert artefacts.read(fd, "out", LIMIT) in (b"good", b"")
             good += 1

@@ -120,7 +120,7 @@ def test_steps_are_cut_to_about_their_length() -> None:
 
 def test_the_generator_works_ahead_only_while_nobody_waits(model: DeepseekV32ForCausalLM, oracle: Oracle) -> None:
     engine = Engine(model)
-    engine.ahead.step_tokens = engine.ahead._max_step = 16
+    engine.ahead.step_tokens = engine.ahead._max_step = 4  # so that working ahead takes far longer than a wake-up
     generator = LocalGenerator(engine)
     assert isinstance(generator, PrefillsAhead)
     history, prompt = oracle.random_ids(1000), oracle.random_ids(20, seed=1)
