@@ -123,7 +123,7 @@ class Agent:
         _ = self.prelude.answer_validator  # made here, once, and kept
         offered = self.prelude.tool_names
         if self.tool_choice not in ("auto", "none") and not offered:
-            raise ValueError(f"tool_choice is {self.tool_choice!r}, but no tools are offered; pass tools=")
+            raise ValueError(f"tool_choice is {self.tool_choice!r}, but no tools are offered; offer some")
         if self.tool_choice not in ("auto", "none", "required", *offered):
             raise ValueError(f"tool_choice {self.tool_choice!r} is no offered tool; offered: {', '.join(offered)}")
         if self.max_parallel_calls < 1:

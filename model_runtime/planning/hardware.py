@@ -6,7 +6,6 @@ Figures of GPUs are peaks from data sheets, dense, without sparsity; a plan mult
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,11 +121,6 @@ def known_rates(device: Device) -> Rates | None:
     words = "".join(filter(str.isalnum, device.name.lower()))
     found = [key for key in sorted(GPUS, key=len, reverse=True) if key in words]
     return _sheet_rates(GPUS[found[0]], device.count) if found else None
-
-
-def cheaper_gpus(names: Sequence[str] = tuple(GPUS)) -> list[str]:
-    """Names, the smallest memory first."""
-    return sorted(names, key=lambda name: GPUS[name].memory_gb)
 
 
 def _sheet_rates(sheet: GPU, count: int) -> Rates:
