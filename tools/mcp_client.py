@@ -8,8 +8,11 @@ Every request has a time limit; a server that dies or never answers is a failed 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -42,11 +45,12 @@ async def mcp_tools(
     before each name, for servers whose tools are named alike. Raises `ToolsError` without the SDK, and where no
     connection comes about within `timeout`.
     """
-    client_class, parameters = _sdk()
+    client_class, parameters, over_stdio = _sdk()
     named = server if isinstance(server, str) else repr(server)[:200]
     if not isinstance(server, str) and isinstance(server, Sequence):
         command, *arguments = server
-        server = parameters(command=command, args=arguments, env=None if env is None else dict(env), cwd=cwd)
+        started = parameters(command=command, args=arguments, env=None if env is None else dict(env), cwd=cwd)
+        server = over_stdio(started, errlog=_standard_error())
     failure: Exception | None = None  # raised below: on its way out, the SDK would put it into a group
     async with AsyncExitStack() as stack:
         try:
@@ -165,9 +169,18 @@ def _block_text(block: Any) -> str:
     return f"({block.type}, {getattr(block, 'mime_type', 'unknown type')}, cannot be shown)"
 
 
-def _sdk() -> tuple[Any, Any]:
+def _sdk() -> tuple[Any, Any, Any]:
     try:
-        from mcp import Client, StdioServerParameters
+        from mcp import Client, StdioServerParameters, stdio_client
     except ImportError as error:
         raise ToolsError("MCP tools need the package mcp; install it with `pip install 'v32[mcp]'`") from error
-    return Client, StdioServerParameters
+    return Client, StdioServerParameters, stdio_client
+
+
+def _standard_error() -> Any:
+    """This process's, as a file a server can write to: what stands in `sys.stderr` may be none, as in a notebook."""
+    for stream in (sys.stderr, sys.__stderr__):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.fileno()  # type: ignore[union-attr]
+            return stream
+    return subprocess.DEVNULL

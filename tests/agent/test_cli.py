@@ -135,7 +135,9 @@ def test_drafts_change_no_word() -> None:
 def test_ctrl_c_ends_a_run_and_its_journal_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     command = [sys.executable, "-m", "v32.agent.cli", "run", "--max-turns", "2", "--seed", "1"]
-    with subprocess.Popen([*command, "What is 2 + 3?", "--journal", str(path)], stderr=subprocess.PIPE) as run:
+    command += ["What is 2 + 3?", "--journal", str(path)]
+    slowly = os.environ | {"V32_NATIVE": "0"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=slowly) as run:
         while not path.exists() or b"user_said" not in path.read_bytes():
             time.sleep(0.01)
         run.send_signal(signal.SIGINT)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import socket
 import sys
@@ -81,6 +82,14 @@ async def test_tools_of_a_real_server_over_stdio(
 
 
 @pytest.mark.slow
+async def test_a_server_starts_where_standard_error_is_no_file(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    async with mcp_tools(command) as tools:
+        assert tools
+
+
 async def test_a_server_that_hangs_or_dies_is_a_failed_call(command: list[str], context: ToolContext) -> None:
     async with mcp_tools(command, timeout=8.0) as listed:
         tools = Toolset(listed)
