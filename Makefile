@@ -1,6 +1,6 @@
 # make demo    set everything up and answer a question that takes a search and a computation
 # make test    set everything up and run all tests
-# make check   formatting, lint, types, import directions, fast tests (two minutes on 2 cores, one and a half when warm)
+# make check   formatting, lint, types, import directions, fast tests (80 s on 2 cores when warm)
 #
 # TORCH=cuda make demo   takes PyTorch's CUDA build instead of the CPU one (set it at the first call, or after make clean)
 
