@@ -298,6 +298,7 @@ def test_memory_that_only_one_line_of_the_watchdog_counts(what: str, tmp_path: P
 def test_kernel_memory_that_others_free_meanwhile_is_no_allowance() -> None:
     policy = replace(attacks.POLICY, memory_bytes=200 << 20)
     full, hold = anyio.Event(), SOCKETS + "print('full', flush=True); time.sleep(20)"
+    wait = "import os, time\nprint('begun', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.1)\n"
 
     async def fill(sandbox: SupervisedSandbox) -> None:
         async for _ in sandbox.stream("python", hold, timeout=100):
@@ -308,11 +309,11 @@ def test_kernel_memory_that_others_free_meanwhile_is_no_allowance() -> None:
         async with await open_bubblewrap(policy, Recipe(cgroup=False)) as sandbox, anyio.create_task_group() as group:
             group.start_soon(fill, other)
             await full.wait()
-            stream = sandbox.stream(
-                "python", f"import time; print('begun', flush=True); time.sleep(2)\n{hold}", timeout=100
-            )
+            stream = sandbox.stream("python", wait + hold, timeout=100)
             await anext(stream)
             await other.close()
+            await anyio.sleep(0.5)  # the watchdog looks
+            await sandbox.write_file("go", b"")
             *_, result = [event async for event in stream]
         return result.status  # type: ignore[union-attr]
 
