@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import weakref
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
@@ -103,16 +104,12 @@ class Agent:
 
     def wait_for(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end. All calls share one event loop, so that what a tool keeps open stays usable."""
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            pass
-        else:
+        if _is_in_loop():
             work.close()
             raise SessionError("run_sync inside a running event loop; use `await agent.run(...)` there")
         if self._loop is None:
             self._loop = asyncio.Runner()
-            weakref.finalize(self, self._loop.close)
+            weakref.finalize(self, _close, self._loop)
         return self._loop.run(work)
 
     async def aclose(self) -> None:
@@ -128,6 +125,22 @@ class Agent:
             raise ValueError(f"tool_choice {self.tool_choice!r} is no offered tool; offered: {', '.join(offered)}")
         if self.max_parallel_calls < 1:
             raise ValueError(f"max_parallel_calls is {self.max_parallel_calls}; it must be 1 or more")
+
+
+def _is_in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _close(loop: asyncio.Runner) -> None:
+    """To close a loop is to run it, and a thread runs one at a time: where one runs, another thread closes it."""
+    if _is_in_loop():
+        threading.Thread(target=loop.close).start()
+    else:
+        loop.close()
 
 
 def _spec_of(tool: Tool) -> ToolSpec:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -48,8 +51,6 @@ def test_options_that_make_no_sense_are_refused(
 
 
 def test_run_sync_works_again_and_again_with_tools_that_keep_something_open(scripted: Scripted, say: Any) -> None:
-    import asyncio
-
     lock = asyncio.Lock()
 
     @tool
@@ -63,6 +64,28 @@ def test_run_sync_works_again_and_again_with_tools_that_keep_something_open(scri
     for _ in range(2):
         result = agent.run_sync("Go.")
         assert [r.text for r in result.steps[0].results] == ["ok", "ok"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_agent_given_up_where_another_loop_runs_still_closes_its_own(scripted: Scripted, say: Any) -> None:
+    left = []
+
+    @tool
+    async def keep_busy() -> None:
+        """Leave a task behind."""
+        left.append(asyncio.create_task(asyncio.sleep(3600)))
+
+    agents = [Agent(scripted(say.calls(("keep_busy", {})), say.answer("done")), tools=[keep_busy])]
+    agents[0].run_sync("Go.")
+
+    async def give_up() -> None:
+        agents.clear()
+        gc.collect()
+
+    asyncio.run(give_up())
+    while not left[0].get_loop().is_closed():
+        time.sleep(0.01)
+    assert left[0].cancelled()
 
 
 def test_every_turn_draws_from_a_seed_of_its_own_that_repeats(scripted: Scripted, say: Any) -> None:
