@@ -5,6 +5,7 @@ A checkpoint (or the published configuration) and a device enter, a `Plan` leave
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -149,8 +150,7 @@ class Model(NamedTuple):
     def of(cls, source: str | Path | None) -> Model:
         """A folder, a cached repository, the embedded checkpoint (None), or one of `PUBLISHED`."""
         if isinstance(source, str) and source.lower() in PUBLISHED and not Path(source).exists():
-            config = DeepseekV32Config()
-            return cls(source.lower(), config, grouped(published_tensors(config), config), [])
+            return _published(source.lower())
         try:
             folder = resolve_source(source)
         except CheckpointError as error:
@@ -159,6 +159,13 @@ class Model(NamedTuple):
         files = sorted({info.file for info in index.values()})
         config = DeepseekV32Config.from_dir(folder)
         return cls(str(folder), config, grouped(stored_tensors(index), config), files)
+
+
+@functools.cache
+def _published(name: str) -> Model:
+    """Its 100,000 tensors take half a second to list."""
+    config = DeepseekV32Config()
+    return Model(name, config, grouped(published_tensors(config), config), [])
 
 
 def make_plan(

@@ -17,7 +17,6 @@ from tests.model_runtime.planning.conftest import small_config
 from v32.model_runtime.cache.pages import KVLayout, PagePool
 from v32.model_runtime.checkpoint.loader import load_checkpoint
 from v32.model_runtime.checkpoint.source import embedded_checkpoint
-from v32.model_runtime.config import DeepseekV32Config
 from v32.model_runtime.model.sharding import Shard
 from v32.model_runtime.model.transformer import DeepseekV32ForCausalLM
 from v32.model_runtime.planning.hardware import Device, Rates
@@ -54,8 +53,7 @@ def test_the_published_form_has_the_tensors_of_the_model(is_fp8: bool, tied: boo
 
 
 def test_the_published_model_has_its_published_size() -> None:
-    config = DeepseekV32Config()
-    groups = grouped(published_tensors(config), config)
+    _, config, groups, _ = Model.of("deepseek-v3.2")
     main = weights(groups, config, WeightForm.of(groups, config, "cuda"), kind="cuda")
     assert sum(part.num_values for part in main.parts) == pytest.approx(671.9e9, rel=1e-3)
     stored = sum(group.number * group.tensor.num_bytes for group in groups)
