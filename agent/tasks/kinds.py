@@ -78,7 +78,7 @@ def lookup_compute(random: Random, split: Split, toolset: Toolset) -> Task:
     world = World(random, split)
     fact = _new_fact(world, ("number",))
     _surround(world, [fact], random.randint(1, 6))
-    operator, n = random.choice("+-*"), number(random, random.choice((1, 2, 2, 3)))
+    operator, n = random.choice("+-*"), number(random, split, random.choice((1, 2, 2, 3)))
     question = phrase(random, split, phrasing.SHIFT_FORMS[operator], x=_noun(fact), n=n)
     expression = f"{fact.object} {operator} {n}"
     result = _evaluate(expression)
@@ -177,7 +177,7 @@ def chat(random: Random, split: Split, toolset: Toolset) -> Task:
 def echo(random: Random, split: Split, toolset: Toolset) -> Task:
     """Repeat a list of names and numbers: the first lesson, since every other kind needs exact copying."""
     words = [
-        name(random, split) if random.random() < 0.6 else str(number(random, random.choice((1, 2, 3, 4))))
+        name(random, split) if random.random() < 0.6 else str(number(random, split, random.choice((1, 2, 3, 4))))
         for _ in range(random.randint(1, 8))
     ]
     said = " ".join(words)
@@ -247,9 +247,9 @@ def _expression(random: Random, split: Split) -> tuple[str, str]:
     expression = f"{a} {operator} {b}"
     shape = random.random()
     if shape < 0.2:
-        expression += f" {random.choice('+-*')} {number(random, random.choice((1, 2, 3)))}"
+        expression += f" {random.choice('+-*')} {number(random, split, random.choice((1, 2, 3)))}"
     elif shape < 0.3:
-        expression = f"({expression}) {random.choice('+-*')} {number(random, random.choice((1, 2)))}"
+        expression = f"({expression}) {random.choice('+-*')} {number(random, split, random.choice((1, 2)))}"
     shown = expression
     if random.random() < 0.3:
         for symbol, word in phrasing.OPERATOR_WORDS.items():
@@ -263,7 +263,7 @@ def _two_sums(random: Random, split: Split, toolset: Toolset) -> Task:
     second = arithmetic(random, split, toolset).turns[0]
     if random.random() < 0.7:
         result = first.answer.removeprefix("The result is ").removesuffix(".")
-        operator, n = random.choice("+-*"), number(random, random.choice((1, 2, 2, 3)))
+        operator, n = random.choice("+-*"), number(random, split, random.choice((1, 2, 2, 3)))
         second = _sum(phrase(random, split, phrasing.FOLLOW_UP_SUMS[operator], n=n), f"{result} {operator} {n}")
     return Task("follow_up", (first, second), (), toolset.builtin, toolset.records)
 

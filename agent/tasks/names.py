@@ -14,6 +14,8 @@ VOWEL_WEIGHTS = [6] * 5 + [1] * 9
 CODAS = ["", "", "", "n", "r", "l", "s", "t", "k", "m", "nd", "rk", "st", "x", "th", "ng"]
 HELD_OUT_SHARE = 10
 """One of so many names, numbers and phrasings is never used in training."""
+HARD_SHARES = {"train": (0.25, 0.12), "held-out": (0.12, 0.04)}
+"""Round numbers and numbers of two different digits, of those above 99; training sees more of them."""
 
 
 def is_held_out(*parts: object) -> bool:
@@ -46,13 +48,13 @@ def misspelt(random: Random, word: str) -> str:
             return wrong
 
 
-def number(random: Random, digits: int) -> int:
+def number(random: Random, split: Split, digits: int) -> int:
     """So many digits; now and then a round number or one of few different digits, which are harder to copy."""
-    draw = random.random()
-    if digits > 2 and draw < 0.12:
+    draw, (round_share, repetitive_share) = random.random(), HARD_SHARES[split]
+    if digits > 2 and draw < round_share:
         zeros = random.randint(1, digits - 1)
-        return int(number(random, digits - zeros) * 10**zeros)
-    if digits > 2 and draw < 0.16:
+        return int(number(random, split, digits - zeros) * 10**zeros)
+    if digits > 2 and draw < round_share + repetitive_share:
         first = random.choice("123456789")
         return int(first + "".join(random.choices((first, "0"), k=digits - 1)))
     return random.randint(10 ** (digits - 1) if digits > 1 else 2, 10**digits - 1)
@@ -61,7 +63,7 @@ def number(random: Random, digits: int) -> int:
 def operands(random: Random, split: Split, digits: tuple[int, ...] = (1, 2, 2, 3, 3, 4)) -> tuple[int, int]:
     """Two numbers whose pair belongs to the split."""
     while True:
-        pair = number(random, random.choice(digits)), number(random, random.choice(digits))
+        pair = number(random, split, random.choice(digits)), number(random, split, random.choice(digits))
         if is_held_out(*pair) == (split == "held-out"):
             return pair
 

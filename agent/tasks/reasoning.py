@@ -70,7 +70,7 @@ def _column_sums(a: int, b: int) -> list[str]:
 def _numbers(random: Random, split: Split) -> list[int]:
     """Different numbers."""
     while True:
-        numbers = [number(random, random.choice((2, 3, 3))) for _ in range(random.randint(2, 5))]
+        numbers = [number(random, split, random.choice((2, 3, 3))) for _ in range(random.randint(2, 5))]
         if len(set(numbers)) == len(numbers) and is_held_out(*numbers) == (split == "held-out"):
             return numbers
 

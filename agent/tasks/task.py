@@ -48,10 +48,14 @@ class DemonstratedCall:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One completion that calls tools: the reasoning, then the calls of one block."""
+    """One completion that calls tools: the reasoning, then the calls of one block.
+
+    A slip is a call that went wrong and that the next step mends: shown, never taught.
+    """
 
     reasoning: str
     calls: tuple[DemonstratedCall, ...]
+    is_slip: bool = False
 
 
 @dataclass(frozen=True, slots=True)

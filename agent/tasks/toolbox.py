@@ -15,10 +15,12 @@ from typing import Any
 
 from v32.agent.tasks.task import DemonstratedCall, RecordTool, Task
 from v32.tools import document
+from v32.tools.code import CodeSession, python_tool
 from v32.tools.function_tool import RawTool
 from v32.tools.local_index import LocalIndex
 from v32.tools.search import find_tool, format_hits, open_page_tool, search_tool
 from v32.tools.tool import Tool, ToolError
+from v32.tools.toolset import Toolset, refusal
 
 MAX_HITS = 3
 """Search results per call; enough for a fact and its look-alikes, short enough for a small model."""
@@ -34,6 +36,10 @@ class Toolbox:
     @cached_property
     def index(self) -> LocalIndex:
         return LocalIndex(document.Document(d.id, d.text) for d in self.task.documents)
+
+    @cached_property
+    def _offered(self) -> Toolset:
+        return Toolset(self.tools(python_tool(CodeSession())))
 
     def tools(self, python: Tool | None) -> list[Tool]:
         """The offered tools in the task's order: built-in ones first."""
@@ -52,6 +58,8 @@ class Toolbox:
             return format_hits(self.index.search(str(call.arguments["query"]), self.max_hits))
         if call.name == "python":
             return _run_trusted(str(call.arguments["code"]))
+        if problems := self._offered.validate(call.name, call.arguments):
+            return refusal(call.name, problems).text
         try:
             return look_up(self._records[call.name], call.arguments)
         except ToolError as error:
@@ -90,6 +98,9 @@ def closest(word: str, known: Sequence[str]) -> str:
 def _run_trusted(code: str) -> str:
     """What a demonstration's own code prints; never code that a model wrote."""
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(code, {})
+    try:
+        with contextlib.redirect_stdout(printed):
+            exec(code, {})
+    except SyntaxError as error:
+        return f"Error: SyntaxError: {error.msg}"
     return printed.getvalue().removesuffix("\n") or "(no output)"

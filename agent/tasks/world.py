@@ -108,7 +108,7 @@ class World:
 
     def _draw(self, kind: Kind) -> str:
         if kind == "number":
-            return str(number(self.random, self.random.choice(NUMBER_DIGITS)))
+            return str(number(self.random, self.split, self.random.choice(NUMBER_DIGITS)))
         if kind == "year":
             return str(self.random.randint(1000, 2029))
         first = name(self.random, self.split)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from v32.agent.tasks.kinds import FIRST_LESSONS, RECORD_KINDS, TaskKind, kinds_for, lookup, own_tool
 from v32.agent.tasks.names import Split
+from v32.agent.tasks.slips import perhaps_slipping
 from v32.agent.tasks.task import Task, Toolset
 from v32.agent.tasks.toolbox import MAX_HITS, record_tool
 from v32.agent.tasks.toolsets import INSTRUCTIONS, builtin_toolset, choice_toolset, random_toolset, record_toolset
@@ -125,7 +126,7 @@ class Batches:
         divisor: int,
     ) -> PackedBatch:
         def draw() -> tuple[Task, Demonstration]:
-            task = _any_of(kinds, random)(random, self.split, toolset)
+            task = perhaps_slipping(random, _any_of(kinds, random)(random, self.split, toolset))
             return task, demonstrate(task, self.tokenizer, max_hits)
 
         return self._pooled(random, draw, prefix, self.tokens // divisor, self.max_length)
@@ -136,7 +137,7 @@ class Batches:
 
         def draw() -> tuple[Task, Demonstration]:
             toolset, max_hits = record_toolset(random), random.choice(SEARCH_DEPTHS)
-            task = random.choice(RECORD_KINDS)(random, self.split, toolset)
+            task = perhaps_slipping(random, random.choice(RECORD_KINDS)(random, self.split, toolset))
             listed = tools_listed(specs_of(toolset, max_hits), self.tokenizer)
             return task, demonstrate(task, self.tokenizer, max_hits).after(listed)
 

@@ -54,16 +54,17 @@ def demonstrate(task: Task, tokenizer: ChatTokenizer, max_hits: int = MAX_HITS) 
     """The task's conversation in thinking mode, as the model sees it while it answers the last user message."""
     segments = encode_segments(conversation(task, max_hits), "thinking", add_default_bos_token=False)
     token_ids = tokenizer.encode_segments(segments)
-    return Demonstration(token_ids, written_tokens(token_ids, tokenizer))
+    return Demonstration(token_ids, _written_tokens(token_ids, task.turns[-1], tokenizer))
 
 
-def written_tokens(token_ids: Sequence[int], tokenizer: ChatTokenizer) -> list[bool]:
-    """What follows an opened `<think>` up to and including the end of sentence."""
+def _written_tokens(token_ids: Sequence[int], turn: Turn, tokenizer: ChatTokenizer) -> list[bool]:
+    """What follows an opened `<think>` up to and including the end of sentence, but for slips."""
+    completions = iter((*(not step.is_slip for step in turn.steps), True))
     written, is_open = [], False
     for token_id in token_ids:
         written.append(is_open)
         if token_id == tokenizer.think_open_id:
-            is_open = True
+            is_open = next(completions)
         elif token_id == tokenizer.eos_id:
             is_open = False
     return written

@@ -6,14 +6,26 @@ from random import Random
 
 import pytest
 
-from v32.agent.tasks.kinds import KINDS, TaskKind, kinds_for
+from v32.agent.tasks.kinds import (
+    KINDS,
+    TaskKind,
+    arithmetic,
+    compare,
+    error_retry,
+    kinds_for,
+    lookup_compute,
+    own_tool,
+)  # fmt: skip
 from v32.agent.tasks.names import is_held_out, misspelt, name, operands
+from v32.agent.tasks.slips import with_slip
 from v32.agent.tasks.task import Task, Toolset
 from v32.agent.tasks.toolbox import Toolbox
 from v32.agent.tasks.toolsets import random_toolset, record_tools, relation_named
 from v32.agent.tasks.world import RELATIONS
 from v32.tools.code import CodeSession, python_tool
 from v32.tools.toolset import Toolset as RunningToolset
+
+SLIPPING = (arithmetic, compare, error_retry, lookup_compute, own_tool)
 
 
 def _toolset(random: Random) -> Toolset:
@@ -86,8 +98,9 @@ def test_what_the_answer_says_stands_in_a_result(kind: TaskKind, seed: int) -> N
 @pytest.mark.anyio
 @pytest.mark.slow
 async def test_simulated_results_are_those_of_the_real_tools() -> None:
-    for seed, kind in enumerate(KINDS):
-        task = _task(kind, seed)
+    tasks = [_task(kind, seed) for seed, kind in enumerate(KINDS)]
+    tasks += [with_slip(Random(seed), _task(kind, seed)) for kind in SLIPPING for seed in range(6)]
+    for task in tasks:
         toolbox, code = Toolbox(task), CodeSession()
         tools = RunningToolset(toolbox.tools(python_tool(code)))
         try:
@@ -100,6 +113,22 @@ async def test_simulated_results_are_those_of_the_real_tools() -> None:
                         assert output.text == toolbox.simulate(call)
         finally:
             await code.aclose()
+
+
+@pytest.mark.parametrize("kind", SLIPPING, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("seed", range(6))
+def test_a_slip_is_answered_with_an_error_and_then_mended(kind: TaskKind, seed: int) -> None:
+    task = _task(kind, seed)
+    turn = with_slip(Random(seed), task).turns[-1]
+    at = next(i for i, step in enumerate(turn.steps) if step.is_slip)
+    assert Toolbox(task).simulate(turn.steps[at].calls[0]).startswith("Error: ")
+    assert (*turn.steps[:at], *turn.steps[at + 1 :]) == task.turns[-1].steps
+    assert turn.steps[at].reasoning == turn.steps[at + 1].reasoning
+
+
+def test_where_no_error_would_say_what_is_wrong_there_is_no_slip() -> None:
+    task = _task(KINDS[0], 1)
+    assert with_slip(Random(1), task) is task
 
 
 @pytest.mark.parametrize("seed", range(30))

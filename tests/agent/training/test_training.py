@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from v32.agent.tasks.kinds import KINDS
+from v32.agent.tasks.kinds import KINDS, own_tool
+from v32.agent.tasks.slips import with_slip
 from v32.agent.tasks.task import Toolset
 from v32.agent.tasks.toolsets import record_tools
 from v32.agent.training.batches import IGNORED, Batches, PackedBatch
-from v32.agent.training.demonstrations import conversation, demonstrate, preamble, system_message
+from v32.agent.training.demonstrations import Demonstration, conversation, demonstrate, preamble, system_message
 from v32.agent.training.muon import orthogonalize
 from v32.agent.training.offer import builtin_specs
 from v32.agent.training.packed_attention import AttentionMode, PackedAttention
@@ -45,12 +46,24 @@ def test_the_model_writes_the_last_turn_and_nothing_else(kind, small_tokenizer: 
     random = Random(9)
     task = kind(random, "train", Toolset(("search", "python"), record_tools(random, 1)))
     demo = demonstrate(task, small_tokenizer)
-    written = [token for token, is_written in zip(demo.token_ids, demo.is_written) if is_written]
-    turn, text = task.turns[-1], small_tokenizer.decode(written)
+    turn, text = task.turns[-1], small_tokenizer.decode(_written(demo))
     assert all(step.reasoning in text for step in turn.steps)
     assert text.endswith(f"{turn.reasoning}</think>{turn.answer}<｜end▁of▁sentence｜>")
     assert "<function_results>" not in text
     assert turn.question not in text
+
+
+def test_a_slip_is_shown_and_not_taught(small_tokenizer: ChatTokenizer) -> None:
+    random = Random(9)
+    task = own_tool(random, "train", Toolset((), record_tools(random, 2)))
+    slipped = demonstrate(with_slip(random, task), small_tokenizer)
+    plain = demonstrate(task, small_tokenizer)
+    assert len(slipped.token_ids) > len(plain.token_ids)
+    assert _written(slipped) == _written(plain)
+
+
+def _written(demo: Demonstration) -> list[int]:
+    return [token for token, is_written in zip(demo.token_ids, demo.is_written) if is_written]
 
 
 def test_a_batch_depends_on_its_number_alone(small_tokenizer: ChatTokenizer) -> None:
