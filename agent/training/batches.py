@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from v32.agent.tasks.kinds import FIRST_LESSONS, RECORD_KINDS, TaskKind, kinds_for, lookup, own_tool
+from v32.agent.tasks.kinds import FIRST_LESSONS, RECORD_KINDS, TaskKind, chat, kinds_for, lookup, own_tool
 from v32.agent.tasks.names import Split
 from v32.agent.tasks.slips import perhaps_slipping
 from v32.agent.tasks.task import Task, Toolset
@@ -40,6 +40,7 @@ WEIGHTS = {
 """How often a kind is drawn; 1 where nothing is said."""
 OWN_TOOLS_LENGTH = 520
 """The bound of a dialogue that has its tools in front, these included."""
+TOOLLESS_SHARE = 0.1
 CHOICE_BATCHES = 3
 """A step."""
 SEARCH_DEPTHS = (3, 3, 5)
@@ -133,9 +134,12 @@ class Batches:
 
     def _each_with_own_tools(self, random: Random) -> PackedBatch:
         """Dialogues that each begin with a list of tools, without the explanation of calls that is always the same:
-        many toolsets for the price of few preambles."""
+        many toolsets for the price of few preambles. A few are offered no tool."""
 
         def draw() -> tuple[Task, Demonstration]:
+            if random.random() < TOOLLESS_SHARE:
+                task = chat(random, self.split, Toolset(()))
+                return task, demonstrate(task, self.tokenizer)
             toolset, max_hits = record_toolset(random), random.choice(SEARCH_DEPTHS)
             task = perhaps_slipping(random, random.choice(RECORD_KINDS)(random, self.split, toolset))
             listed = tools_listed(specs_of(toolset, max_hits), self.tokenizer)
