@@ -120,7 +120,8 @@ class Meter:
         self.peak_processes = 0
         self.seconds = 0.0
         self._cpu: dict[int, float] = {}
-        self._before = (len(_descendants()), _kernel_memory())
+        self._group = _group()
+        self._before = (len(_descendants()), self._held_bytes([]))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -143,12 +144,17 @@ class Meter:
     def _run(self) -> None:
         while not self._stop.wait(SAMPLE_SECONDS):
             pids = _descendants()
-            memory = sum(_anonymous_bytes(pid) for pid in pids) + max(0, _kernel_memory() - self._before[1])
-            self.peak_memory = max(self.peak_memory, memory)
+            self.peak_memory = max(self.peak_memory, self._held_bytes(pids) - self._before[1])
             self.peak_processes = max(self.peak_processes, len(pids) - self._before[0])
             for pid in pids:
                 used = _cpu_seconds(pid) - self._first.get(pid, 0.0)
                 self._cpu[pid] = max(self._cpu.get(pid, 0.0), used)
+
+    def _held_bytes(self, pids: list[int]) -> int:
+        """What our control group counts, or else what these processes hold and what the machine's kernel does."""
+        if self._group is not None:
+            return _group_bytes(self._group)
+        return sum(_anonymous_bytes(pid) for pid in pids) + _kernel_memory()
 
 
 def is_running(mark: str) -> bool:
@@ -212,6 +218,25 @@ def _cpu_seconds(pid: int) -> float:
 def _anonymous_bytes(pid: int) -> int:
     fields = _read(f"/proc/{pid}/statm").split()
     return (int(fields[1]) - int(fields[2])) * PAGE if len(fields) > 2 else 0
+
+
+def _group() -> Path | None:
+    """The memory control group of this process, if it is not that of the whole machine."""
+    for line in _read("/proc/self/cgroup").decode().splitlines():
+        _, controllers, path = line.split(":", 2)
+        group = Path("/sys/fs/cgroup", controllers, path.lstrip("/"))
+        if controllers in ("memory", "") and path != "/" and (group / "memory.stat").exists():
+            return group
+    return None
+
+
+def _group_bytes(group: Path) -> int:
+    """Without files of disks, which the kernel drops when it needs the room."""
+    lines = _read(f"{group}/memory.stat").splitlines()
+    stat = {name: int(text) for name, _, text in (line.partition(b" ") for line in lines)}
+    if b"total_cache" in stat:
+        return int(_read(f"{group}/memory.usage_in_bytes")) - stat[b"total_cache"] + stat[b"total_shmem"]
+    return int(_read(f"{group}/memory.current")) - stat[b"file"] + stat[b"shmem"]
 
 
 def _kernel_memory() -> int:

@@ -5,6 +5,7 @@ in exec. Names: uid, gid (a root caller only), cgroup (several), cpus, pool_byte
 mount the workspace's file system on; empty to leave that to bwrap), bwrap (descriptor of the binary).
 
     always        give up a real-time schedule
+    no cgroup     give up huge pages, which stay whole while one page of them is used
     with a cgroup fork: the parent stays outside, waits and removes the group, even if the host has been killed
     root only     join the cgroup, become a user that owns nothing else
     stage 0       own user and mount namespace: limits that only its owner may set, and a sized, inode-limited tmpfs
@@ -21,7 +22,7 @@ import time
 
 NEW_USER, NEW_MOUNTS = 0x10000000, 0x00020000
 MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 2, 4, 0x4000, 1 << 18
-PR_SET_DUMPABLE = 4
+PR_SET_DUMPABLE, PR_SET_THP_DISABLE = 4, 41
 REMOVE_SECONDS = 10.0
 QUOTAS = {"max_inotify_instances": 32, "max_inotify_watches": 4096}  # else the whole user's, editors and all
 
@@ -52,6 +53,8 @@ def main(arguments: list[str]) -> None:
             attend(child, groups)
         for group in groups:
             write(group + "/cgroup.procs", str(posix.getpid()))
+    else:
+        check(libc["prctl"](PR_SET_THP_DISABLE, 1, 0, 0, 0), "no huge pages")  # see guest/watchdog.py
     forbid_core_dumps()
     if "cpus" in values:
         posix.sched_setaffinity(0, [int(number) for number in values["cpus"].split(",")])

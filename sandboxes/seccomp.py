@@ -52,6 +52,7 @@ TERMINAL_INPUT = (0x5412, 0x541C, 0x541D, 0x5423)  # TIOCSTI, TIOCLINUX, TIOCCON
 PERSONALITIES = (0, 8, 0xFFFFFFFF)  # Linux, 32-bit Linux, "tell me"
 SUPERVISOR = 1  # its process id inside; it has the uid of those it watches, so priorities and limits are open to them
 RLIMIT_CORE = 4
+PR_SET_THP_DISABLE = 41  # off stays off: the watchdog does not see what huge pages hold
 PRIO_USER, IOPRIO_WHO_USER = 2, 3
 
 
@@ -80,6 +81,7 @@ def build_filter(
         "ioctl": _refuse_values(1, TERMINAL_INPUT),
         "personality": _only_values(0, PERSONALITIES, errno.EPERM),
         "sched_setaffinity": _refuse_values(0, (SUPERVISOR,)) if allow_affinity else [_refuse(errno.EPERM)],
+        "prctl": _refuse_values(0, (PR_SET_THP_DISABLE,)),
         "prlimit64": _check_limits(),
         "setrlimit": [_argument(0), *_if(EQUAL, RLIMIT_CORE, [_refuse(errno.EPERM)]), _allow()],
         "setpriority": _refuse_others(PRIO_USER),

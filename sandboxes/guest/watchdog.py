@@ -3,12 +3,17 @@
 Exact where it can be, an upper bound where a process hides or the kernel does not say:
 
     private        resident, swapped out, and the page tables, of each process
-    shared         every shared mapping whole, each object once: its pages need not be resident anywhere
-    hidden         a process whose mappings cannot be read, or are too many to read, counts with its address space
+    shared         each object once, up to the last page that is mapped: it need not be resident anywhere. Until that
+                   matters, and of a process that hides or has too many mappings: all that is mapped and not private
     workspace      what its file systems hold
+    unmapped       shared pages that no process maps any more: where the sandbox maps such an object at all, growth of
+                   the whole machine's shared memory, without our workspace
     the kernel's   socket and pipe buffers and locks belong to no process: where the sandbox has many descriptors open,
-                   growth of the whole machine's over the least since the call began, against the same limit by itself;
-                   pages that processors keep at hand, hundreds of megabytes once others have ended, are free
+                   growth of the whole machine's, by itself
+
+Growth is over the least since the call began, against the same limit. Pages that processors keep at hand, hundreds of
+megabytes once others have ended, are free. Huge pages, which would stay whole while one page of them is used, are
+switched off by the launcher, for good.
 """
 
 from __future__ import annotations
@@ -24,8 +29,9 @@ if TYPE_CHECKING:  # slow to import
     from collections.abc import Callable
 
 PAUSE_SECONDS = 0.05
-MAPS_BYTES = 1 << 20
-PRIVATE = (b"RssAnon", b"VmSwap", b"VmPTE")
+MAPS_BYTES = 1 << 20  # a hundredth of a second, for all processes together
+PRIVATE = (b"RssAnon", b"VmSwap", b"VmPTE", b"HugetlbPages")
+NOT_SHARED = (b"VmData", b"VmStk")  # what counts as code may be shared
 MANY_DESCRIPTORS = 64
 USERS = (b"MemFree", b"Buffers", b"Cached", b"SwapCached", b"AnonPages", b"SReclaimable")
 
@@ -37,50 +43,77 @@ class Watchdog:
         self._limit, self._members = limit, members
         self._pools = {posix.stat(directory).st_dev: directory for directory in pools}
         self._next = 0.0
-        self._kernel_least = kernel_bytes()
+        self.begin()
 
     def begin(self) -> None:
-        """A call begins: what the kernel holds now is not its doing."""
-        self._kernel_least = kernel_bytes()
+        """A call begins: what the machine holds now is not its doing."""
+        self._kernel, self._shared = Growth(kernel_bytes()), Growth(shared_bytes() - self._pool_bytes())
 
     def is_over(self) -> bool:
         now, cpu = time.monotonic(), time.process_time()
         if now < self._next:
             return False
-        pids = self._members()
-        used = sum(private_bytes(pid) for pid in pids) + self._shared_bytes(pids)
-        used += sum(used_bytes(directory) for directory in self._pools.values())
-        is_over = used > self._limit or (self._has_the_kernel_grown() and descriptors(pids) >= MANY_DESCRIPTORS)
+        processes = {pid: status(pid) for pid in self._members()}
+        pool = self._pool_bytes()
+        room = self._limit - pool - sum(size[name] for size in processes.values() for name in PRIVATE if name in size)
+        has_shared_grown = self._shared.to(shared_bytes() - pool) > self._limit
+        has_kernel_grown = self._kernel.to(kernel_bytes()) > self._limit
+        shared = self._shared_bytes(processes, 0 if has_shared_grown else room)
+        is_over = shared > room or (has_shared_grown and shared > 0)
+        is_over |= has_kernel_grown and descriptors(list(processes)) >= MANY_DESCRIPTORS
         self._next = now + max(PAUSE_SECONDS, 10 * (time.process_time() - cpu))
         return is_over
 
-    def _has_the_kernel_grown(self) -> bool:
-        """Over the least it was: what others have given back meanwhile is no allowance."""
-        now = kernel_bytes()
-        self._kernel_least = min(self._kernel_least, now)
-        return now - self._kernel_least > self._limit
+    def _pool_bytes(self) -> int:
+        return sum(used_bytes(directory) for directory in self._pools.values())
 
-    def _shared_bytes(self, pids: list[int]) -> int:
-        pools = {b"%02x:%02x" % (posix.major(device), posix.minor(device)) for device in self._pools}
+    def _shared_bytes(self, processes: dict[int, dict[bytes, int]], room: int) -> int:
+        """At most this much; where it is more than the room, mappings are read, those of the largest process first."""
+        bounds = {pid: shareable_bytes(size) for pid, size in processes.items()}
+        bound, unread = sum(bounds.values()), MAPS_BYTES
         objects: dict[tuple[bytes, bytes], int] = {}
-        hidden = 0
-        for pid in pids:
-            maps = read(f"/proc/{pid}/maps", MAPS_BYTES)
-            if not maps or len(maps) >= MAPS_BYTES:
-                hidden += address_space_bytes(pid)
-                continue
-            for line in maps.splitlines():
-                if b"s " in line[:64]:
-                    span, permissions, _, device, inode = line.split(None, 5)[:5]
-                    if permissions.endswith(b"s") and device not in pools:
-                        first, _, last = span.partition(b"-")
-                        size = int(last, 16) - int(first, 16)
-                        objects[device, inode] = max(objects.get((device, inode), 0), size)
-        return hidden + sum(objects.values())
+        for pid in sorted(bounds, key=bounds.__getitem__, reverse=True):
+            if bound + sum(objects.values()) <= room or unread <= 0:
+                break
+            maps = read(f"/proc/{pid}/maps", unread)
+            unread -= len(maps)
+            if maps and unread > 0:
+                bound -= bounds[pid]
+                self._note_objects(maps, objects)
+            elif not maps:  # it hides, unless it has ended meanwhile
+                bound -= bounds[pid] - shareable_bytes(status(pid))
+        return bound + sum(objects.values())
+
+    def _note_objects(self, maps: bytes, objects: dict[tuple[bytes, bytes], int]) -> None:
+        """How far each shared mapping reaches into its object; files of a disk or of our own pools are none."""
+        pools = {b"%02x:%02x" % (posix.major(device), posix.minor(device)) for device in self._pools}
+        for line in maps.splitlines():
+            if b"s " in line[:64]:
+                span, permissions, offset, device, inode = line.split(None, 5)[:5]
+                if permissions.endswith(b"s") and device.startswith(b"00:") and device not in pools:
+                    first, _, last = span.partition(b"-")
+                    end = int(offset, 16) + int(last, 16) - int(first, 16)
+                    objects[device, inode] = max(objects.get((device, inode), 0), end)
 
 
-def private_bytes(pid: int) -> int:
-    return sum(_sizes(f"/proc/{pid}/status", PRIVATE).values())
+class Growth:
+    """Of something the whole machine holds, over the least it was: what others give back is no allowance."""
+
+    def __init__(self, now: int) -> None:
+        self._least = now
+
+    def to(self, now: int) -> int:
+        self._least = min(self._least, now)
+        return now - self._least
+
+
+def status(pid: int) -> dict[bytes, int]:
+    return sizes(f"/proc/{pid}/status", (b"VmSize", *PRIVATE, *NOT_SHARED))
+
+
+def shareable_bytes(sizes: dict[bytes, int]) -> int:
+    """What a process maps that is neither its data nor its stack: shared, or read from files."""
+    return max(0, sizes.get(b"VmSize", 0) - sum(sizes.get(name, 0) for name in NOT_SHARED))
 
 
 def descriptors(pids: list[int]) -> int:
@@ -94,15 +127,15 @@ def descriptors(pids: list[int]) -> int:
     return count
 
 
-def address_space_bytes(pid: int) -> int:
-    fields = read(f"/proc/{pid}/statm").split()
-    return int(fields[0]) * PAGE if fields else 0
-
-
 def kernel_bytes() -> int:
     """What is neither free, nor user memory, nor a cache that shrinks on demand; of the whole machine."""
-    sizes = _sizes("/proc/meminfo", (b"MemTotal", *USERS))
-    return sizes.pop(b"MemTotal", 0) - sum(sizes.values()) - _bytes_at_hand()
+    users = sizes("/proc/meminfo", (b"MemTotal", *USERS))
+    return users.pop(b"MemTotal", 0) - sum(users.values()) - _bytes_at_hand()
+
+
+def shared_bytes() -> int:
+    """In-memory file systems and shared memory of the whole machine."""
+    return sizes("/proc/meminfo", (b"Shmem",)).get(b"Shmem", 0)
 
 
 def _bytes_at_hand() -> int:
@@ -111,7 +144,7 @@ def _bytes_at_hand() -> int:
     return PAGE * sum(int(text) for name, _, text in lines if name.strip() == b"count")
 
 
-def _sizes(path: str, names: tuple[bytes, ...]) -> dict[bytes, int]:
+def sizes(path: str, names: tuple[bytes, ...]) -> dict[bytes, int]:
     """Of the lines `name: number kB`, those asked for, in bytes."""
     lines = (line.partition(b":") for line in read(path).splitlines())
     return {name: int(text.split()[0]) << 10 for name, _, text in lines if name in names}

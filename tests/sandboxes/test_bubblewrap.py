@@ -152,6 +152,20 @@ def test_without_a_control_group_the_watchdog_ends_what_no_single_process_shows(
     anyio.run(run)
 
 
+def test_without_a_control_group_huge_pages_are_off_for_good() -> None:
+    code = (
+        "import ctypes\nprint(ctypes.CDLL(None).prctl(41, 0, 0, 0, 0))\n"
+        "print(*[line.split()[1] for line in open('/proc/self/status') if line.startswith('THP_enabled')])"
+    )
+
+    async def run(recipe: Recipe) -> bytes:
+        async with await open_bubblewrap(SandboxPolicy(), recipe) as sandbox:
+            return (await sandbox.run_python(code)).stdout
+
+    assert anyio.run(run, Recipe(cgroup=False)) in (b"-1\n0\n", b"-1\n\n")
+    assert anyio.run(run, Recipe(cgroup=False, seccomp_without=frozenset({"prctl"}))) in (b"0\n1\n", b"0\n\n")
+
+
 # -- refusing -------------------------------------------------------------------------------------------------------
 
 

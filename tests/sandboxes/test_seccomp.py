@@ -81,6 +81,8 @@ def test_other_architectures_die_and_x32_does_not_exist() -> None:
         ("ioctl", (0, 0x5412 | 1 << 40), REFUSED | errno.EPERM),  # the kernel reads 32 bits
         ("personality", (0xFFFFFFFF,), ALLOW),
         ("personality", (0x0400000,), REFUSED | errno.EPERM),
+        ("prctl", (15, 4096), ALLOW),
+        ("prctl", (41, 0, 0, 0, 0), REFUSED | errno.EPERM),  # huge pages stay off
         ("prlimit64", (0, 7, 4096, 0), ALLOW),
         ("prlimit64", (1, 7, 4096, 0), REFUSED | errno.EPERM),  # the supervisor's
         ("prlimit64", (1 | 1 << 40, 7, 4096, 0), REFUSED | errno.EPERM),
