@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from torch import Tensor
 
 from v32.model_runtime.cache.block_table import BlockTable
@@ -45,12 +47,11 @@ def build_batch(parts: Seq[Part], pool: PagePool, index_topk: int) -> Batch:
         rows[index] = slice(len(input_ids), len(input_ids) + segments[index].num_tokens)
         input_ids += parts[index].token_ids
         positions += range(segments[index].start, segments[index].end)
-    flat = on_device([input_ids, positions], torch.int64, torch.device(pool.layout.device))
+    flat = on_device([input_ids, positions], np.int64, torch.device(pool.layout.device))
     return Batch(flat[0], flat[1], PagedAttention(pool, [segments[index] for index in order], index_topk), rows)
 
 
-def on_device(values: Seq[float] | Seq[Seq[float]], dtype: torch.dtype, device: torch.device) -> Tensor:
+def on_device(values: Seq[float] | Seq[Seq[float]], dtype: DTypeLike, device: torch.device) -> Tensor:
     """Numbers as a tensor. To a GPU they go in the order of its stream, while the host goes on."""
-    if device.type != "cuda":
-        return torch.tensor(values, dtype=dtype, device=device)
-    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
+    numbers = torch.from_numpy(np.array(values, dtype))
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers.to(device)

@@ -15,6 +15,7 @@ from collections.abc import Sequence as Seq
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,7 +105,7 @@ class _Step:
         numbers = [*ids, *positions, *slots, *(position + 1 for position in positions)]
         for pages in tables:
             numbers += pages + [0] * (self._pages - len(pages))
-        self._numbers.copy_(on_device(numbers, torch.int64, self._numbers.device))
+        self._numbers.copy_(on_device(numbers, np.int64, self._numbers.device))
 
     def __call__(self) -> None:
         topk = self._model.config.index_topk

@@ -166,7 +166,8 @@ class Engine:
                 table.reserve(len(part.token_ids))
                 (hidden,) = self._forward([part])
                 table.advance(len(part.token_ids))
-                self._draft([Computed(part, _padded(token_ids[start + 1 : end + 1], part), hidden)])
+                if self.drafter is not None:
+                    self.drafter.run([Computed(part, _padded(token_ids[start + 1 : end + 1], part), hidden)])
                 self.prefix_cache.insert(token_ids, table)
                 self.ahead.record(owner, start, end, time.perf_counter() - started)
             else:
@@ -240,9 +241,11 @@ class Engine:
         """Compute the chunks, draw, see which drafts were right, publish, and draft anew."""
         parts = [_part(chunk) for chunk in chunks]
         hidden = self._forward(parts)
-        drawn = self._draw(chunks, hidden)
-        computed = [self._take(*each) for each in zip(chunks, parts, hidden, drawn, strict=True)]
-        self._draft(computed)
+        for chunk, drawn in zip(chunks, self._draw(chunks, hidden), strict=True):
+            self._take(chunk, drawn)
+        if self.drafter is not None:
+            sequences = [chunk.sequence for chunk in chunks]
+            self.drafter.run([_computed(*each) for each in zip(sequences, parts, hidden, strict=True)])
         for sequence in [chunk.sequence for chunk in chunks if chunk.sequence.is_finished]:
             self.scheduler.remove(sequence)
 
@@ -262,30 +265,27 @@ class Engine:
                 drafts = chunk.sequence.drafts[: chunk.num_drafts]
                 rows += [Row(chunk.sequence, tuple(drafts[:number])) for number in range(len(drafts) + 1)]
                 states.append(state[-1 - len(drafts) :])
-        drawn = iter(draw(self.model.compute_logits(torch.cat(states)), rows) if rows else ())
+        if not rows:
+            return [[] for _ in chunks]
+        logits = self.model.compute_logits(states[0] if len(states) == 1 else torch.cat(states))
+        drawn = iter(draw(logits, rows))
         return [[next(drawn) for _ in range(chunk.num_drafts + 1)] if chunk.is_last else [] for chunk in chunks]
 
-    def _take(self, chunk: Chunk, part: Part, hidden: Tensor, drawn: Ids[Drawn | GeneratorError]) -> Computed:
-        """Bring one sequence on; what was computed of it for good."""
-        sequence, table = chunk.sequence, part.table
+    def _take(self, chunk: Chunk, drawn: Ids[Drawn | GeneratorError]) -> None:
+        """Bring one sequence on."""
+        sequence, table = chunk.sequence, chunk.sequence.table
+        assert table is not None
         was_prefilling = sequence.is_prefilling
         table.advance(chunk.num_tokens)
         if was_prefilling:
             self.prefix_cache.insert(sequence.token_ids, table, with_tail=not sequence.is_prefilling)
         if drawn:
             events, num_accepted = _append_verified(sequence, sequence.drafts[: chunk.num_drafts], drawn)
-            table.advance(num_accepted)
-            table.truncate(table.length)  # the pages of drafts that were wrong
-            sequence.drafts = []
+            if sequence.drafts:
+                table.advance(num_accepted)
+                table.truncate(table.length)  # the pages of drafts that were wrong
+                sequence.drafts = []
             self._report(sequence, events)
-        num_computed = table.length - part.start
-        part = part._replace(token_ids=part.token_ids[:num_computed])
-        following = sequence.token_ids[part.start + 1 : table.length + 1]
-        return Computed(part, _padded(following, part), hidden[:num_computed], sequence)
-
-    def _draft(self, computed: Ids[Computed]) -> None:
-        if self.drafter is not None:
-            self.drafter.run(computed)
 
     def _report(self, sequence: Sequence, events: list[Event]) -> None:
         self._events += [SequenceEvent(sequence, event) for event in events]
@@ -298,6 +298,15 @@ def _part(chunk: Chunk) -> Part:
     start = sequence.num_computed
     pending = sequence.token_ids[start : start + chunk.num_tokens]
     return Part([*pending, *sequence.drafts[: chunk.num_drafts]], sequence.table, start)
+
+
+def _computed(sequence: Sequence, part: Part, hidden: Tensor) -> Computed:
+    """What was computed of a sequence for good: its part without the drafts that were wrong."""
+    assert sequence.table is not None
+    end = sequence.table.length
+    part = part._replace(token_ids=part.token_ids[: end - part.start])
+    following = sequence.token_ids[part.start + 1 : end + 1]
+    return Computed(part, _padded(following, part), hidden[: end - part.start], sequence)
 
 
 def _padded(following: Ids[int], part: Part) -> Ids[int]:

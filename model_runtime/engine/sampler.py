@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence as Seq
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -42,15 +43,20 @@ def draw(logits: Tensor, rows: Seq[Row]) -> list[Drawn | GeneratorError]:
     grammar alone."""
     bitmask, failures = _fill_bitmask(rows, logits.shape[1])
     device = logits.device
-    parameters = [row.sequence.params for row in rows]
+    parameters = tuple([(row.sequence.params.temperature, row.sequence.params.top_p) for row in rows])
     uniforms = [counter_uniform(row.sequence.seed, row.step) for row in rows]
-    temperature, top_p = on_device(
-        [[p.temperature for p in parameters], [p.top_p for p in parameters]], torch.float32, device
-    )
-    uniform = on_device(uniforms, torch.float64, device)
-    ids, logprobs = sample(logits, temperature, top_p, uniform, None if bitmask is None else bitmask.to(device))
+    uniform = on_device(uniforms, np.float64, device)
+    bitmask = None if bitmask is None else bitmask.to(device)
+    ids, logprobs = sample(logits, *_temperature_and_top_p(parameters, device), uniform, bitmask)
     pairs = enumerate(zip(ids.tolist(), logprobs.tolist(), strict=True))
     return [failures.get(index) or _checked(*pair) for index, pair in pairs]
+
+
+@lru_cache(64)
+def _temperature_and_top_p(parameters: tuple[tuple[float, float], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """float32 [M] each; the same from step to step, while the batch is the same."""
+    temperature, top_p = on_device(list(zip(*parameters, strict=True)), np.float32, device)
+    return temperature, top_p
 
 
 def _fill_bitmask(rows: Seq[Row], vocab_size: int) -> tuple[Tensor | None, dict[int, GeneratorError]]:

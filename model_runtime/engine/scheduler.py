@@ -105,6 +105,9 @@ class Scheduler:
     def _shares(self) -> dict[Sequence, int]:
         """Tokens of each running sequence: first those who decode, evenly; half of the rest for the oldest prompt, so
         that it gets on; the other half for those that are nearest to their first token."""
+        shares = {sequence: _num_wanted(sequence) for sequence in self.running}
+        if sum(shares.values()) <= self.max_batch_tokens:
+            return shares
         shares, left = {}, self.max_batch_tokens
         decoding = sorted((s for s in self.running if not s.is_prefilling), key=_num_wanted)
         for index, sequence in enumerate(decoding):

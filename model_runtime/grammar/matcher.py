@@ -68,7 +68,7 @@ class GrammarMatcher:
         if self._matcher.is_terminated():
             bitmask.zero_()
             return True
-        return bool(self._matcher.fill_next_token_bitmask(bitmask.view(1, -1)))
+        return bool(self._matcher.fill_next_token_bitmask(bitmask))
 
     def accept(self, token_id: int) -> bool:
         if self._matcher.is_terminated() or not self._may_be_accepted(token_id):
@@ -148,7 +148,7 @@ class GrammarMatcher:
 
     def _allowed(self) -> npt.NDArray[np.uint32]:
         """The mask of the next token; good until the next call."""
-        self._matcher.fill_next_token_bitmask(self._scratch.view(1, -1))
+        self._matcher.fill_next_token_bitmask(self._scratch)
         return self._scratch.numpy().view(np.uint32)
 
     def _accepted_part(self, token_ids: list[int]) -> list[int]:
