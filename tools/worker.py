@@ -2,17 +2,20 @@
 
 The worker is forked for the call, so closures and objects that cannot be pickled are simply there. It leads a process
 group that is killed when the call ends for whatever reason: result, crash, timeout, cancellation, death of the host.
+Freeing the memory of a copy of this process takes longer than most calls, so a thread waits for that, not the caller.
 
     parent                          child
     pipe, fork ──────────────────▶  own session, signals and output detached
     wait until readable             function() → ToolOutput
     ◀────────────────────────────── length, pickle of (kind, …)
-    kill the group, reap            (never returns)
+    kill the group                  (never returns)
+    reap, in a thread
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import pickle
 import signal
@@ -25,6 +28,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import anyio
+import anyio.to_thread
 
 from v32.tools.errors import WorkerError
 from v32.tools.tool import ToolError, ToolOutput
@@ -52,8 +56,7 @@ async def run_in_worker(function: Callable[[], ToolOutput], *, memory_bytes: int
         kind, *parts = await _receive(pid, fd)
     finally:
         os.close(fd)
-        with anyio.CancelScope(shield=True):
-            await _end(pid)
+        _end(pid)
     if kind == "output":
         output: ToolOutput = parts[0]
         return output
@@ -85,6 +88,7 @@ def _serve(
 ) -> NoReturn:
     """The child: run, report, leave without running a line of the host's clean-up code."""
     try:
+        gc.freeze()  # a collection would write to, and so copy, every page of objects that are not ours
         _detach(prctl, host)
         if memory_bytes is not None:
             _limit_memory(memory_bytes)
@@ -163,34 +167,28 @@ async def _receive(pid: int, fd: int) -> tuple[Any, ...]:
         except BlockingIOError:
             continue
         if not chunk:
-            return "crash", _how_it_ended(await _reap(pid)), "", ""
+            status = await anyio.to_thread.run_sync(_reap, pid, abandon_on_cancel=True)
+            return "crash", _how_it_ended(status), "", ""
         buffer += chunk
     message: tuple[Any, ...] = pickle.loads(buffer[_LENGTH.size :])
     return message
 
 
-async def _end(pid: int) -> None:
-    """Kill what is left of the process group, and reap the worker unless that has happened."""
+def _end(pid: int) -> None:
+    """Kill what is left of the process group, and have the worker reaped unless that has happened."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    await _reap(pid)
+    threading.Thread(target=_reap, args=(pid,), name="v32-reaper", daemon=True).start()
 
 
-async def _reap(pid: int) -> int | None:
-    """The wait status; None if it was reaped before, or is stuck in the kernel for seconds."""
-    pause = 0.0002
-    while pause < 2:
-        try:
-            done, status = os.waitpid(pid, os.WNOHANG)
-        except ChildProcessError:
-            return None
-        if done:
-            return status
-        await anyio.sleep(pause)
-        pause *= 1.5
-    return None
+def _reap(pid: int) -> int | None:
+    """The wait status; None if it was reaped before."""
+    try:
+        return os.waitpid(pid, 0)[1]
+    except ChildProcessError:
+        return None
 
 
 def _how_it_ended(status: int | None) -> str:
