@@ -104,24 +104,29 @@ def divide(
         resident += memory.absorbed_bytes(config, dtype)
     layout = KVLayout.of_model(config, kv_dtype)
     page = layout.page_bytes * (layout.num_layers + 1) // layout.num_layers
-    kv = kv_budget_bytes or (-(-max_context // PAGE_SIZE) * page if max_context else 0)
-    kv = max(kv or min(int((budget - resident) * _KV_SHARE), _MOST_KV), page)
-    context = max_context or min(kv // page * PAGE_SIZE, config.max_position_embeddings)
+    asked = kv_budget_bytes or (-(-max_context // PAGE_SIZE) * page if max_context else 0)
+    kv = max(asked or min(int((budget - resident) * _KV_SHARE), _MOST_KV), page)
+    batch_tokens = max_batch_tokens
 
-    def workspace(batch_tokens: int) -> int:
+    def workspace() -> int:
+        context = max_context or min(kv // page * PAGE_SIZE, config.max_position_embeddings)
         return memory.workspace_bytes(config, work_form, batch_tokens, context) + _HEAP_BYTES
 
-    batch_tokens = max_batch_tokens
-    while batch_tokens > SMALLEST_BATCH and workspace(batch_tokens) > (budget - resident) * _WORKSPACE_SHARE:
+    def needed() -> int:
+        return resident + workspace() + max(asked, page) + place
+
+    while batch_tokens > SMALLEST_BATCH and (workspace() > (budget - resident) * _WORKSPACE_SHARE or needed() > budget):
         batch_tokens = max(batch_tokens // 2, SMALLEST_BATCH)
-    smallest = resident + workspace(batch_tokens) + (kv if kv_budget_bytes or max_context else page) + place
+    while not asked and kv > page and needed() > budget:
+        kv = max(kv // 2, page)
+    smallest = needed()
     if budget < smallest:
         raise MemoryBudgetError(
             f"a memory budget of {_mib(budget)} is too small for {folder}: the smallest that works is {_mib(smallest)} "
             f"(weights that every token reads {_mib(resident)}, one expert {_mib(place)}, the rest for keys, values "
             "and the workspace of a pass)"
         )
-    work = workspace(batch_tokens)
+    work = workspace()
     num_pages = min(kv, budget - resident - work - place) // page
     return MemoryShares(budget, resident, work, num_pages, layout, page, place, len(experts), batch_tokens)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from v32.kernels.native import library
@@ -80,6 +80,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=settings.default.max_examples // 6)
 @given(budget=st.integers(1 << 20, 64 << 20), context=st.none() | st.integers(64, 8192), batch=st.integers(1, 600))
+@example(budget=1 << 20, context=None, batch=42)
 def test_the_shares_are_within_the_budget(small: Path, budget: int, context: int | None, batch: int) -> None:
     try:
         shares = divide(small, budget, max_context=context, max_batch_tokens=batch)
