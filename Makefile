@@ -11,7 +11,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 BIN := .venv/bin
 # One process a core, one thread a process: small models gain nothing from threads that wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 FOLDERS := agent tools model_runtime kernels sandboxes
 SOURCES := $(FOLDERS) v32 examples tests setup.py

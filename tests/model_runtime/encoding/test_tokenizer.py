@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from v32.model_runtime.checkpoint.source import embedded_checkpoint
 from v32.model_runtime.encoding import V32, ChatTokenizer, Detokenizer, Segment, encode_segments
 from v32.model_runtime.errors import CheckpointError
 
@@ -28,9 +29,15 @@ nasty_text = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=8))
 
 
 @pytest.fixture(scope="module")
-def specification(tokenizer_file: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(tokenizer_file.read_text(encoding="utf-8"))
+def specification() -> dict[str, Any]:
+    """Of the embedded checkpoint's small tokenizer."""
+    loaded: dict[str, Any] = json.loads((embedded_checkpoint() / "tokenizer.json").read_text(encoding="utf-8"))
     return loaded
+
+
+def with_token(specification: dict[str, Any], text: str, token_id: int) -> ChatTokenizer:
+    token = {**specification["added_tokens"][-1], "content": text, "id": token_id}
+    return ChatTokenizer(json.dumps({**specification, "added_tokens": [*specification["added_tokens"], token]}))
 
 
 def test_the_example_of_the_model_card_has_its_ids(tokenizer: ChatTokenizer) -> None:
@@ -143,15 +150,13 @@ def test_an_id_beyond_the_vocabulary_decodes_to_nothing(tokenizer: ChatTokenizer
 # ---- other tokenizers ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_dsml_is_one_control_token_where_the_tokenizer_has_it(specification: dict[str, Any]) -> None:
-    dsml = {**specification["added_tokens"][-1], "content": V32.dsml, "id": 128_815}
-    tokenizer = ChatTokenizer(json.dumps({**specification, "added_tokens": [*specification["added_tokens"], dsml]}))
+    tokenizer = with_token(specification, V32.dsml, 5_000)
     call = {"function": {"name": "f", "arguments": json.dumps({"a": "｜DSML｜"})}}
     segments = encode_segments([{"role": "assistant", "tool_calls": [call]}], "thinking", [{"role": "user"}])
     ids = tokenizer.encode_segments(segments)
-    assert tokenizer.encode_control(V32.dsml) == [128_815]
-    assert ids.count(128_815) == 6  # block, invoke and parameter, each opened and closed; not the one in the value
+    assert tokenizer.encode_control(V32.dsml) == [5_000]
+    assert ids.count(5_000) == 6  # block, invoke and parameter, each opened and closed; not the one in the value
     assert tokenizer.decode(ids).count(V32.dsml) == 7
 
 
@@ -179,6 +184,7 @@ def test_a_tokenizer_that_is_not_byte_level_is_refused(specification: dict[str, 
         ChatTokenizer(json.dumps({**specification, "decoder": {"type": "WordPiece"}}))
 
 
-def test_the_fingerprint_tells_tokenizers_apart(tokenizer: ChatTokenizer, specification: dict[str, Any]) -> None:
-    other = ChatTokenizer(json.dumps(specification | {"added_tokens": specification["added_tokens"][:-1]}))
-    assert other.fingerprint != tokenizer.fingerprint
+def test_the_fingerprint_tells_tokenizers_apart(specification: dict[str, Any]) -> None:
+    one, other = with_token(specification, "<one>", 5_000), with_token(specification, "<other>", 5_000)
+    assert one.fingerprint != other.fingerprint
+    assert one.fingerprint == with_token(specification, "<one>", 5_000).fingerprint

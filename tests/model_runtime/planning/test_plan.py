@@ -20,12 +20,11 @@ from v32.model_runtime.planning.hardware import GPUS, Device, Rates, gpu
 from v32.model_runtime.planning.memory import process_bytes
 from v32.model_runtime.planning.plan import Model, Plan, plan_for
 
-PUBLISHED = Model.of("deepseek-v3.2")
 RATES = Rates(100e9, 1e12, 0.0, None, "given")
 
 
 def on(name: str, count: int, **options: Any) -> Plan:
-    return plan_for(PUBLISHED, *gpu(name, count), **options)
+    return plan_for(Model.of("deepseek-v3.2"), *gpu(name, count), **options)
 
 
 def test_eight_h200_hold_the_published_model_and_eight_h100_do_not() -> None:
@@ -38,7 +37,7 @@ def test_eight_h200_hold_the_published_model_and_eight_h100_do_not() -> None:
 
 
 def test_decoding_on_a_cpu_reads_the_active_weights_once_a_token() -> None:
-    plan = plan_for(PUBLISHED, Device("cpu", "cpu", 1, 1 << 40), RATES, context=1024)
+    plan = plan_for(Model.of("deepseek-v3.2"), Device("cpu", "cpu", 1, 1 << 40), RATES, context=1024)
     assert 1 / plan.speeds[0].decode == pytest.approx(38.5e9 / 100e9, rel=0.06)  # float32 head and routers weigh more
 
 
