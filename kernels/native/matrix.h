@@ -52,12 +52,13 @@ struct Codec<BFLOAT16> {
 template <>
 struct Codec<FLOAT8> {
     static constexpr int64_t BYTES = 1;
-    // Halves of a word hold the codes 1 and 3, moved up by a byte the codes 0 and 2; one shift moves both of them.
+    // Halves of a word hold the codes 1 and 3, moved up by a byte the codes 0 and 2; one shift moves both of them. The
+    // parts of one shift follow each other.
     template <int PART>
     static Floats part(const uint8_t* p) {
         const Words fours = load_words(p);
-        const Words pair = PART % 2 ? (Words)((Halves)fours >> 4) : even(fours);
-        return (Floats)((PART < 2 ? pair << 16 : pair) & 0x87F00000u);
+        const Words pair = PART < 2 ? even(fours) : (Words)((Halves)fours >> 4);
+        return (Floats)((PART % 2 ? pair : pair << 16) & 0x87F00000u);
     }
     static Words even(Words fours) {
 #if defined(__AVX2__) && V32_LANES == 8
@@ -68,8 +69,10 @@ struct Codec<FLOAT8> {
     }
     static int64_t position(int64_t index) {
         const int64_t in = index % GROUP;
-        return index - in + in % 4 * LANES + in / 4;
+        return index - in + code_of(in % 4) * LANES + in / 4;
     }
+    // The part that a code of four goes to, and the code of a part.
+    static constexpr int64_t code_of(int64_t part) { return part % 2 * 2 + part / 2; }
 };
 
 static inline int64_t position(int64_t kind, int64_t index) {
@@ -112,7 +115,7 @@ static inline void arrange(int64_t kind, const float* x, int64_t size, Row out) 
             for (int64_t i = 0; i < count; ++i) group[position(kind, i)] = x[start + i] * factor(kind);
         } else if (kind == FLOAT8) {
             for (int part = 0; part < 4; ++part)
-                for (int lane = 0; lane < LANES; ++lane) group[part * LANES + lane] = x[start + 4 * lane + part] * HALF_BIAS;
+                for (int lane = 0; lane < LANES; ++lane) group[part * LANES + lane] = x[start + 4 * lane + Codec<FLOAT8>::code_of(part)] * HALF_BIAS;
         } else if (kind == BFLOAT16) {
             for (int part = 0; part < 4; ++part)
                 for (int lane = 0; lane < LANES; ++lane) group[part * LANES + lane] = x[start + part / 2 * 2 * LANES + 2 * lane + part % 2];
@@ -127,16 +130,18 @@ static inline const uint8_t* row_at(const Matrix& w, int64_t row) {
     return (const uint8_t*)w.data + row * w.cols * (w.kind == FLOAT8 ? 1 : w.kind == BFLOAT16 ? 2 : 4);
 }
 
-// Part by part, so that all rows share the inputs: acc[r][m] += rows[r] . x[m] over one group.
+// acc[r][m] += rows[r] . x[m] over one group, two parts at a time. All rows share the inputs of the first, which stay in
+// registers; there is no room for more.
 template <class C, int R, int M, int PART = 0>
 static inline void multiply_group(const uint8_t* const (&w)[R], int64_t offset, const float* x, Floats (&acc)[R][M]) {
     Floats in[M];
     for (int m = 0; m < M; ++m) in[m] = load(x + (PART * M + m) * LANES);
     for (int r = 0; r < R; ++r) {
-        const Floats weight = C::template part<PART>(w[r] + offset);
-        for (int m = 0; m < M; ++m) add_product(acc[r][m], weight, in[m]);
+        const Floats first = C::template part<PART>(w[r] + offset), second = C::template part<PART + 1>(w[r] + offset);
+        for (int m = 0; m < M; ++m) add_product(acc[r][m], first, in[m]);
+        for (int m = 0; m < M; ++m) add_product(acc[r][m], second, x + ((PART + 1) * M + m) * LANES);
     }
-    if constexpr (PART < 3) multiply_group<C, R, M, PART + 1>(w, offset, x, acc);
+    if constexpr (PART == 0) multiply_group<C, R, M, 2>(w, offset, x, acc);
 }
 
 // What comes next of memory, line after line: that is how it likes to be read, while several rows at once are read at half

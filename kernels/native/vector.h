@@ -65,6 +65,15 @@ static inline void add_product(Floats& sum, Floats a, Floats b) {
 #endif
 }
 
+// The same with a vector in memory. In assembly: GCC would move the sum to another register, and then to memory.
+static inline void add_product(Floats& sum, Floats a, const float* b) {
+#if defined(__FMA__) && V32_LANES == 8
+    asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "m"(*(const LooseFloats*)b));
+#else
+    add_product(sum, a, load(b));
+#endif
+}
+
 typedef float Four __attribute__((vector_size(16)));
 
 #if defined(__clang__)
