@@ -1,6 +1,7 @@
 """The validator of jsonschema within a time limit: patterns may backtrack, and unions branch, without end.
 
-What it finds is the same, but that each additional property is an error of its own, whose message is its name.
+What it finds is the same, but that decimal fractions are exact, and that each additional property is an error of its
+own, whose message is its name.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -63,6 +65,11 @@ def bounded_validator(clock: Clock) -> Any:
             else:
                 yield from validator.descend(value[key], wanted, path=key)
 
+    def multiple_of(validator: Any, wanted: float, value: Any, schema: Any) -> Iterator[ValidationError]:
+        """Of the numbers as they are written: 0.3 is a multiple of 0.1."""
+        if validator.is_type(value, "number") and Fraction(str(value)) % Fraction(str(wanted)):
+            yield ValidationError(f"{value!r} is not a multiple of {wanted!r}")
+
     def in_time(keyword: Callable[..., Any]) -> Callable[..., Any]:
         def check(*arguments: Any) -> Any:
             clock.left()
@@ -71,6 +78,7 @@ def bounded_validator(clock: Clock) -> Any:
         return check
 
     own = {
+        "multipleOf": multiple_of,
         "pattern": pattern,
         "patternProperties": pattern_properties,
         "additionalProperties": additional_properties,

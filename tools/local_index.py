@@ -13,6 +13,7 @@ import re
 import sqlite3
 import threading
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -182,16 +183,17 @@ class LocalIndex:
             raise DocumentError(f"the index {self._path} cannot be used: {error}") from error
 
     def _put(self, document: Document, source: str | None) -> str:
+        title, text = (part.encode("utf-8", "replace").decode() for part in (document.title, document.text))
         row = self._connection.execute(
             "SELECT number, title, text, source FROM documents WHERE id = ?", (document.id,)
         ).fetchone()
         if row and source is not None and row[3] not in (source, None):
             raise DocumentError(f"document id {document.id!r} stands in {row[3]} and in {source}; ids must be unique")
         if row:
-            number, same = row[0], (row[1], row[2]) == (document.title, document.text)
+            number, same = row[0], (row[1], row[2]) == (title, text)
             self._connection.execute(
                 "UPDATE documents SET title = ?, text = ?, source = ? WHERE number = ?",
-                (document.title, document.text, source, number),
+                (title, text, source, number),
             )
             if same:
                 return "same"
@@ -199,11 +201,11 @@ class LocalIndex:
         else:
             number = self._connection.execute(
                 "INSERT INTO documents (id, title, text, source) VALUES (?, ?, ?, ?)",
-                (document.id, document.title, document.text, source),
+                (document.id, title, text, source),
             ).lastrowid
         self._connection.execute(
             "INSERT INTO terms (rowid, title, text) VALUES (?, ?, ?)",
-            (number, _indexed(document.title), _indexed(document.text)),
+            (number, _indexed(title), _indexed(text)),
         )
         return "updated" if row else "added"
 
@@ -296,11 +298,17 @@ def _matching(word: str, words: Iterable[str]) -> str | None:
 def _best_window(places: list[tuple[int, str]], width: int) -> int:
     """Where the window starts that holds the most different words, then the most words, then the earliest."""
     best, best_count = 0, (0, 0)
-    for i, (start, _) in enumerate(places):
-        inside = [word for place, word in places[i : i + 200] if place < start + width]
-        count = (len(set(inside)), len(inside))
+    inside: Counter[str] = Counter()
+    end = 0
+    for i, (start, word) in enumerate(places):
+        while end < len(places) and places[end][0] < start + width:
+            inside[places[end][1]] += 1
+            end += 1
+        count = (len(inside), end - i)
         if count > best_count:
             best, best_count = start, count
+        inside[word] -= 1
+        inside += Counter()  # drops what has no count
     return best
 
 

@@ -6,9 +6,11 @@ Long lines are wrapped, so that every page can be read in parts; the numbers are
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 LINE_WIDTH = 100
+PIECE_WIDTH = 10_000  # wrapping takes time with the square of what it is given
 MAX_MATCHES = 20
 
 
@@ -51,7 +53,21 @@ class Page:
 
 
 def _wrapped(line: str) -> list[str]:
+    line = line.rstrip()
     if len(line) <= LINE_WIDTH:
-        return [line.rstrip()]
+        return [line]
     indent = " " * min(len(line) - len(line.lstrip()), LINE_WIDTH // 2)
-    return textwrap.wrap(line, LINE_WIDTH, subsequent_indent=indent, break_on_hyphens=False) or [""]
+    wrapped = []
+    for piece in _pieces(line):
+        wrapped += textwrap.wrap(piece, LINE_WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+    return wrapped
+
+
+def _pieces(line: str) -> Iterator[str]:
+    """A line in parts of a bounded length, cut between words where there are some."""
+    start = 0
+    while len(line) - start > PIECE_WIDTH:
+        end = line.rfind(" ", start + 1, start + PIECE_WIDTH) + 1 or start + PIECE_WIDTH
+        yield line[start:end]
+        start = end
+    yield line[start:]

@@ -6,6 +6,7 @@ machine cannot do at all (`SandboxUnavailable`) and when it is cancelled.
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import re
 import traceback
@@ -154,15 +155,29 @@ async def _contained(tool: Tool, arguments: Mapping[str, Any], context: ToolCont
     except SandboxUnavailable:
         raise
     except ToolError as error:
-        return _error(str(error), "tool_error")
+        return _error(_said(error), "tool_error")
     except WorkerError as error:
         return _error(f"{tool.name} failed: {error}", "crash", exception=error.kind, traceback=error.traceback)
     except (Exception, SystemExit) as error:
         kind = type(error).__name__
-        return _error(f"{tool.name} failed: {kind}: {error}", "crash", exception=kind, traceback=traceback.format_exc())
+        message = f"{tool.name} failed: {kind}: {_said(error)}"
+        return _error(message, "crash", exception=kind, traceback=traceback.format_exc())
+    except asyncio.CancelledError:
+        if (task := asyncio.current_task()) is None or task.cancelling():
+            raise
+        return _error(f"{tool.name} failed: something that it waited for was cancelled", "crash")
     if not isinstance(output, ToolOutput):
         return _error(f"{tool.name} failed: it returned {type(output).__name__}, not ToolOutput", "crash")
+    if not isinstance(output.text, str):
+        return _error(f"{tool.name} failed: the text of its output is {type(output.text).__name__}, not str", "crash")
     return output
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # its own code
+        return "(its message cannot be shown)"
 
 
 def _error(message: str, failure: str, **data: str) -> ToolOutput:

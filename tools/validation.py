@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from v32.tools.bounded import Clock, bounded_validator
 from v32.tools.errors import ToolDefinitionError
-from v32.tools.schema import references
 
 if TYPE_CHECKING:
     from jsonschema import FormatChecker, ValidationError
+    from referencing._core import Resolver
 
 SECONDS = 1.0
 MAX_PROBLEMS = 100
@@ -57,8 +57,9 @@ class Validator:
         from referencing import Registry
 
         schema = {key: value for key, value in schema.items() if key != "$schema"}  # ours is the only dialect
+        formats = _formats()
         try:
-            Draft202012Validator.check_schema(schema)
+            Draft202012Validator.check_schema(schema, format_checker=formats)
         except SchemaError as error:
             message = f"{name}: not a JSON Schema (2020-12): {error.json_path}: {error.message}"
             raise ToolDefinitionError(message) from error
@@ -70,7 +71,7 @@ class Validator:
                 f"{name}: unevaluatedProperties beside patternProperties is not supported; use additionalProperties"
             )
         self._clock = Clock(SECONDS)
-        self._validator = bounded_validator(self._clock)(schema, registry=Registry(), format_checker=_formats())
+        self._validator = bounded_validator(self._clock)(schema, registry=Registry(), format_checker=formats)
 
     def problems(self, value: Any) -> list[Problem]:
         """What is wrong with a value, the first `MAX_PROBLEMS` of it; empty if nothing is."""
@@ -88,12 +89,14 @@ class Validator:
 
 
 def _formats() -> FormatChecker:
-    """jsonschema's, and durations, which it leaves to a large package."""
+    """jsonschema's, durations, which it leaves to a large package, and patterns as they are matched here."""
+    import regex
     from jsonschema import Draft202012Validator, FormatChecker
 
     formats = FormatChecker(())
     formats.checkers = dict(Draft202012Validator.FORMAT_CHECKER.checkers)
     formats.checks("duration")(lambda value: not isinstance(value, str) or bool(_DURATION.fullmatch(value)))
+    formats.checks("regex", regex.error)(lambda value: not isinstance(value, str) or bool(regex.compile(value)))
     return formats
 
 
@@ -102,15 +105,20 @@ def _check_references(name: str, schema: Mapping[str, Any]) -> None:
     from referencing.exceptions import Unresolvable
     from referencing.jsonschema import DRAFT202012
 
+    def check(resource: Resource[Any], resolver: Resolver[Any]) -> None:
+        contents = resource.contents if isinstance(resource.contents, Mapping) else {}
+        for reference in (contents[keyword] for keyword in ("$ref", "$dynamicRef") if keyword in contents):
+            try:
+                resolver.lookup(reference)
+            except Unresolvable as error:
+                raise ToolDefinitionError(
+                    f"{name} may not refer to {reference!r}, which is not in the schema; put it under $defs"
+                ) from error
+        for part in resource.subresources():
+            check(part, resolver.in_subresource(part))
+
     resource: Resource[Any] = Resource.from_contents(schema, default_specification=DRAFT202012)
-    resolver = Registry().with_resource(resource.id() or "", resource).resolver(resource.id() or "")
-    for reference in references(schema):
-        try:
-            resolver.lookup(reference)
-        except Unresolvable as error:
-            raise ToolDefinitionError(
-                f"{name} may not refer to {reference!r}, which is not in the schema; put it under $defs"
-            ) from error
+    check(resource, Registry().with_resource(resource.id() or "", resource).resolver(resource.id() or ""))
 
 
 def _problems(error: ValidationError) -> Iterator[Problem]:

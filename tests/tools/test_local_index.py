@@ -5,6 +5,7 @@ import math
 import os
 import random
 import sqlite3
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -163,6 +164,8 @@ def test_a_folder_is_read_and_followed(tmp_path: Path) -> None:
         ("a.jsonl", '{"id": "x"}', r"a.jsonl, line 1: expected an object with"),
         ("a.jsonl", '{"text": "x"}\n{nonsense', "a.jsonl, line 2: not JSON"),
         ("a.jsonl", '{"id": "a\\nb", "text": "x"}', "a.jsonl, line 1: document id"),
+        ("a.jsonl", '{"id": "\\ud800", "text": "x"}', "a.jsonl, line 1: document id"),
+        (os.fsdecode(b"caf\xe9.txt"), "x", r"document id 'caf\\udce9.txt'"),
         ("a.jsonl", "[" * 100_000, "a.jsonl, line 1: not JSON"),
         ("a.jsonl", '{"id": "b.txt", "text": "x"}', "document id 'b.txt' stands in a.jsonl and in b.txt"),
     ],
@@ -210,7 +213,8 @@ def test_a_file_that_is_damaged_or_has_no_room_is_named(tmp_path: Path) -> None:
 
 def test_odd_bytes_in_files_are_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfcaf\xe9 \x00 elm")
-    assert [hit.id for hit in LocalIndex.from_folder(tmp_path).search("elm")] == ["a.txt"]
+    (tmp_path / "b.jsonl").write_text('{"id": "b", "title": "\\udc00", "text": "half a pair: \\ud800 elm"}')
+    assert [hit.id for hit in LocalIndex.from_folder(tmp_path).search("elm")] == ["a.txt", "b"]
 
 
 def test_snippets_of_short_documents_are_whole() -> None:
@@ -234,6 +238,12 @@ def test_a_snippet_shows_where_most_words_stand_together() -> None:
     assert "elm and pine and oak" in snippet(text, "oak pine elm")
     assert snippet(text, "oak").startswith("…")
     assert snippet(text, "absent").startswith("elm nothing")
+
+
+def test_a_snippet_of_one_word_over_and_over_is_found_quickly() -> None:
+    start = time.process_time()
+    assert snippet("elm " * 50_000, "elm").startswith("elm elm")
+    assert time.process_time() - start < 1
 
 
 def test_expressions_are_bounded() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 
 import pytest
 
@@ -122,3 +123,10 @@ def test_long_lines_are_wrapped_without_losing_words() -> None:
     assert "".join("".join(page.lines).split()) == "".join(text.split())
     assert page.lines[-1] == "end"
     assert re.fullmatch(r"    \S.*", page.lines[0])
+
+
+@pytest.mark.parametrize("text", ["x" * 10**6, " " * 10**6, "\t" * 10**6, "word " * 200_000, f"x{' ' * 10**6}x"])
+def test_pages_of_one_long_line_are_wrapped_in_linear_time(text: str) -> None:
+    start = time.process_time()
+    assert all(len(line) <= 100 for line in Page.of("p", "", text).lines)
+    assert time.process_time() - start < 3

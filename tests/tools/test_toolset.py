@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Mapping
@@ -112,6 +113,8 @@ def test_arguments_must_be_an_object(arguments: Any) -> None:
         ({"$ref": "#/$defs/even"}, 3, "$.x: 3 is not a multiple of 2"),
         ({"type": "array", "uniqueItems": True}, [1, 1], "$.x: [1, 1] has non-unique elements"),
         ({"multipleOf": 3}, 10**400 + 1, None),
+        ({"multipleOf": 0.1}, 0.35, "$.x: 0.35 is not a multiple of 0.1"),
+        ({"pattern": r"^\p{L}[\w-\.]*$"}, "1", "$.x: string \"1\" does not match '^\\\\p{L}[\\\\w-\\\\.]*$'"),
     ],
 )
 def test_the_validator_has_the_last_word(schema: dict[str, Any], value: Any, reason: str | None) -> None:
@@ -192,6 +195,13 @@ def test_patterns_are_those_of_json_schema_and_extras_are_named() -> None:
         Toolset([raw({**schema, "unevaluatedProperties": False})])
 
 
+def test_what_jsonschema_alone_would_refuse() -> None:
+    """Decimal fractions, and what patterns have since Unicode."""
+    schema = {"price": {"multipleOf": 0.01}, "name": {"pattern": r"^\p{L}+$"}, "any": {"default": {"$ref": "x"}}}
+    tools = Toolset([raw({"type": "object", "properties": schema})])
+    assert reasons(tools, "f", {"price": 19.99, "name": "Łódź", "any": 1}) == []
+
+
 def test_hostile_arguments_are_answered_quickly() -> None:
     tree: dict[str, Any] = {"type": "object", "properties": {"x": {"$ref": "#/$defs/t"}}}
     tree["$defs"] = {"t": {"type": "array", "items": {"$ref": "#/$defs/t"}}}
@@ -222,6 +232,11 @@ def test_hostile_arguments_are_answered_quickly() -> None:
             [raw({"type": "object", "properties": {"a": {"$ref": "http://127.0.0.1/x"}}})],
             "refer to 'http://127.0.0.1/x'",
         ),
+        ([raw({"type": "object", "properties": {"a": {"$dynamicRef": "#b"}}})], "refer to '#b'"),
+        (
+            [raw({"type": "object", "properties": {"a": {"$id": "b/", "$ref": "#/$defs/c"}}, "$defs": {"c": {}}})],
+            r"refer to '#/\$defs/c'",
+        ),
         ([print], "is not a tool; decorate a function with @tool"),
     ],
 )
@@ -247,19 +262,43 @@ async def test_failures_of_tools_become_text(context: ToolContext) -> None:
     async def exits() -> str:
         raise SystemExit(3)
 
+    @tool
+    async def is_wordless() -> str:
+        class Wordless(Exception):
+            def __str__(self) -> str:
+                raise RuntimeError("no words")
+
+        raise Wordless
+
+    @tool
+    async def waits_for_what_is_cancelled() -> str:
+        waiting = asyncio.ensure_future(asyncio.sleep(10))
+        waiting.cancel()
+        return await waiting or ""
+
+    @tool
+    async def returns_a_number_as_text() -> ToolOutput:
+        return ToolOutput(5)  # type: ignore[arg-type]
+
     class Returns:
         name, description, parameters, timeout = "returns", "", {"type": "object"}, None
 
         async def call(self, arguments: Mapping[str, Any], context: ToolContext) -> Any:
             return "text"
 
-    tools = Toolset([refuses, crashes, crashes_in_worker, exits, Returns()])
+    odd = [is_wordless, waits_for_what_is_cancelled, returns_a_number_as_text, Returns()]
+    tools = Toolset([refuses, crashes, crashes_in_worker, exits, *odd])
     texts = {name: (await tools.run(name, {}, context)).text for name in tools.names}
     assert texts == {
         "refuses": "Error: unknown name 'Jorn'; did you mean 'Jorna'?",
         "crashes": "Error: crashes failed: KeyError: 'x'",
         "crashes_in_worker": "Error: crashes_in_worker failed: KeyError: 'x'",
         "exits": "Error: exits failed: SystemExit: 3",
+        "is_wordless": "Error: is_wordless failed: Wordless: (its message cannot be shown)",
+        "waits_for_what_is_cancelled": (
+            "Error: waits_for_what_is_cancelled failed: something that it waited for was cancelled"
+        ),
+        "returns_a_number_as_text": ("Error: returns_a_number_as_text failed: the text of its output is int, not str"),
         "returns": "Error: returns failed: it returned str, not ToolOutput",
     }
     crash = await tools.run("crashes", {}, context)

@@ -78,7 +78,8 @@ async def _read(fetched: Fetched, memory_bytes: int) -> Page:
             parts.append(f"(the page is longer; its first {MAX_PAGE_CHARS:,} characters are kept)")
         if fetched.truncated:
             parts.append(f"(the page is longer; its first {len(fetched.body):,} bytes were read)")
-        return ToolOutput("\n".join(parts), data={"title": text.title})
+        page = Page.of(fetched.url, text.title, "\n".join(parts))
+        return ToolOutput("\n".join(page.lines), data={"title": page.title})
 
     output = await run_in_worker(read, memory_bytes=memory_bytes)
-    return Page.of(fetched.url, str(output.data["title"]), output.text)
+    return Page(fetched.url, str(output.data["title"]), tuple(output.text.splitlines()))
