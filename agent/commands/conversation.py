@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from v32.agent.commands import options
 from v32.agent.commands.servers import Servers
+from v32.agent.startup import without_collections
 
 if TYPE_CHECKING:
     from v32.agent.agent import Agent
@@ -34,7 +35,9 @@ def open_conversation(
     with asyncio.Runner() as loop, ExitStack() as stack:
         servers = Servers(arguments.mcp)
         stack.callback(lambda: loop.run(servers.aclose()))
-        agent = options.build_agent(arguments, loop.run(servers.connect()))
+        more_tools = loop.run(servers.connect())
+        with without_collections():
+            agent = options.build_agent(arguments, more_tools)
         stack.callback(lambda: loop.run(_close(agent)))
         agent.model.keep_kv = keep_kv
         session = agent.resume(arguments.resume) if arguments.resume else agent.session(arguments.journal)

@@ -20,9 +20,10 @@ import sys
 from v32.agent.cli import main
 sys.argv = ["v32", "run", "Hello", "--max-new-tokens", "1"]
 main()
-print("torch" in sys.modules, "torch._decomp.decompositions" in sys.modules)
+import gc
+print("torch" in sys.modules, "torch._prims" in sys.modules, gc.isenabled())
 """
-    assert last_line(program) == "True False"
+    assert last_line(program) == "True False True"
 
 
 @pytest.mark.slow
@@ -34,12 +35,27 @@ import sys, torch
 torch.Generator().manual_seed(1)
 with torch.device("meta"):
     torch.nn.Linear(3, 4)(torch.empty(2, 3))
-before = "torch._decomp.decompositions" in sys.modules
+before = "torch._prims" in sys.modules
 from torch._meta_registrations import register_meta
 import torch._meta_registrations as found
 print(before, callable(register_meta), found.__file__.endswith("_meta_registrations.py"))
 """
     assert last_line(program) == "False True True"
+
+
+@pytest.mark.slow
+def test_the_compiler_finds_what_it_needs() -> None:
+    program = """
+from v32.agent.startup import shorten_torch_import
+shorten_torch_import()
+import torch
+import torch._meta_registrations as stand_in
+import torch._dynamo
+from torch._meta_registrations import register_meta
+compiled = torch.compile(lambda x: x + 1, backend="eager")
+print(compiled(torch.ones(1)).item(), stand_in.register_meta is register_meta)
+"""
+    assert last_line(program) == "2.0 True"
 
 
 def test_a_process_that_has_torch_keeps_what_it_has() -> None:
