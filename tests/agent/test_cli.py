@@ -52,11 +52,16 @@ def test_every_command_describes_itself(command: str, capsys: pytest.CaptureFixt
         (["run", "q", "--recording", "r"], "choose a service with --web"),
         (["run", "q", "--mcp", ""], "--mcp: a command or a URL is missing"),
         (["run", "q", "--mcp", "echo 'a"], "cannot be read as a command: No closing quotation"),
-        (
+        pytest.param(
             ["run", "q", "--mcp", "/no/such/server --flag"],
             "the MCP server ['/no/such/server', '--flag'] cannot be used",
+            marks=pytest.mark.slow,
         ),
-        (["chat", "--mcp", "http://127.0.0.1:1/mcp"], "the MCP server http://127.0.0.1:1/mcp cannot be used"),
+        pytest.param(
+            ["chat", "--mcp", "http://127.0.0.1:1/mcp"],
+            "the MCP server http://127.0.0.1:1/mcp cannot be used",
+            marks=pytest.mark.slow,
+        ),
         (["run", "q", "--tools", "search", "--docs", "/nowhere"], "--docs: /nowhere is no folder"),
         (["run", "q", "--temperature", "-1"], "temperature is -1.0; it must be 0"),
         (["run", "q", "--max-context", "1000000"], "max_context is 1,000,000; what the model was made for is "),

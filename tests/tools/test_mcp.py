@@ -90,6 +90,7 @@ async def test_a_server_starts_where_standard_error_is_no_file(
         assert tools
 
 
+@pytest.mark.slow
 async def test_a_server_that_hangs_or_dies_is_a_failed_call(command: list[str], context: ToolContext) -> None:
     async with mcp_tools(command, timeout=8.0) as listed:
         tools = Toolset(listed)

@@ -49,7 +49,7 @@ async def collect(generator: LocalGenerator, prompt: list[int], params: Sampling
 
 def wait_until_idle(engine: Engine) -> None:
     """Cancelled sequences are gone within a step or two."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while engine.has_work:
         assert time.monotonic() < deadline, "the engine goes on"
         time.sleep(0.002)
@@ -191,7 +191,7 @@ def test_the_thread_sleeps_when_idle_and_ends_with_the_generator(engine: Engine,
     assert time.process_time() - before < 0.05
     del generator
     gc.collect()
-    worker.join(5)
+    worker.join(60)
     assert not worker.is_alive()
 
 
