@@ -124,9 +124,9 @@ def _detach(prctl: Callable[[int], Any] | None, host: int) -> None:
     os.dup2(2, 1)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     sys.stdout = sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:  # `random` does this by itself; else every call would draw the same numbers
-        numpy.random.seed()
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:  # `random` does this by itself; else every call would draw the same numbers
+        numpy_random.seed()
 
 
 def _limit_memory(more: int) -> None:
