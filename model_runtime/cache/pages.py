@@ -20,12 +20,14 @@ import torch
 from torch import Tensor
 
 from v32.kernels.kv_append import record_bytes
+from v32.model_runtime.checkpoint.arena import Arena
 from v32.model_runtime.config import DeepseekV32Config
 
 PAGE_SIZE = 64
 FP8_RECORDS = torch.uint8
 """As `dtype` of a layout: the FP8 record of V3.2 that other engines keep, too."""
 FIRST_PAGES = 16
+HUGE_PAGE = 1 << 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +189,7 @@ class PagePool:
         layout, slots = self.layout, capacity * PAGE_SIZE
         for index in range(layout.num_layers):
             old = self.layers[index] if index < len(self.layers) else None
-            records = torch.empty(slots, layout.record_width, dtype=layout.dtype, device=layout.device)
-            index_keys = torch.empty(slots, layout.index_head_dim, dtype=layout.index_dtype, device=layout.device)
+            records, index_keys = _rows(layout, slots)
             if old is not None:
                 records[: len(old.records)] = old.records
                 index_keys[: len(old.index_keys)] = old.index_keys
@@ -198,3 +199,16 @@ class PagePool:
         for page in range(len(self._refs), capacity):
             heapq.heappush(self._free, page)
             self._refs.append(0)
+
+
+def _rows(layout: KVLayout, slots: int) -> tuple[Tensor, Tensor]:
+    """Records and index keys of a layer, without values; on a CPU in huge pages, since tokens gather from all of it."""
+    records, index_keys = (slots, layout.record_width), (slots, layout.index_head_dim)
+    num_bytes = slots * layout.token_bytes // layout.num_layers
+    if torch.device(layout.device).type == "cpu" and num_bytes >= HUGE_PAGE:
+        memory = Arena(num_bytes)
+        return memory.empty(records, layout.dtype), memory.empty(index_keys, layout.index_dtype)
+    return (
+        torch.empty(records, dtype=layout.dtype, device=layout.device),
+        torch.empty(index_keys, dtype=layout.index_dtype, device=layout.device),
+    )

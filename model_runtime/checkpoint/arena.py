@@ -1,4 +1,4 @@
-"""Memory for weights in one piece, in huge pages where the system has them: decoding reads all of it again and again.
+"""Memory for weights or a layer's KV in one piece, in huge pages where the system has them: decoding reads all of it.
 
 On a 2-core machine huge pages raise the read bandwidth from 26 to 35 GB/s.
 """
