@@ -64,8 +64,7 @@ class CompletionParser:
 
     def feed(self, text: str) -> list[Delta]:
         """Ordinary text. What may be the beginning of a tag is held back, at most `dsml.HOLD_BACK` characters."""
-        if self._is_closed:
-            raise RuntimeError("feed after close; start a new CompletionParser for each completion")
+        self._check_is_open()
         self._scanner.feed(text)
         return self._parts.drain()
 
@@ -73,15 +72,15 @@ class CompletionParser:
         """One control token. It ends whatever tag was being spelled before it."""
         if marker == self._dialect.dsml:
             return self.feed(marker)
-        deltas = self.feed("")
+        self._check_is_open()
         self._scanner.run(is_last=True)
         if marker == self._dialect.eos and not self._finished:
             self._end()
         elif self._scanner.state == self._text and marker not in (self._dialect.user, self._dialect.assistant):
             self._read_marker(marker)
         else:
-            return deltas + self._parts.drain() + self.feed(marker)
-        return deltas + self._parts.drain()
+            self._scanner.feed(marker)
+        return self._parts.drain()
 
     def close(self) -> list[Delta]:
         """No more text follows: the deltas of what was held back."""
@@ -98,6 +97,10 @@ class CompletionParser:
         """The whole completion; closes first, where that has not been done."""
         self.close()
         return self._parts.whole(finished=self._finished)
+
+    def _check_is_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("feed after close; start a new CompletionParser for each completion")
 
     # ---- outside of a block ----------------------------------------------------------------------------------------
 
