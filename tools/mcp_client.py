@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from v32.tools.errors import ToolsError
+from v32.tools.gate import clean
 from v32.tools.tool import Tool, ToolContext, ToolError, ToolOutput
 
 if TYPE_CHECKING:
@@ -52,18 +53,23 @@ async def mcp_tools(
         started = parameters(command=command, args=arguments, env=None if env is None else dict(env), cwd=cwd)
         server = over_stdio(started, errlog=_standard_error())
     failure: Exception | None = None  # raised below: on its way out, the SDK would put it into a group
-    async with AsyncExitStack() as stack:
-        try:
-            client = await _connected(stack, partial(client_class, server, read_timeout_seconds=timeout))
-            listed = await _listed(client)
-        except Exception as error:
-            reason = str(_bottom(error)) or type(_bottom(error)).__name__
-            failure = ToolsError(f"the MCP server {named} cannot be used: {reason}")
-        else:
+    has_ended = False
+    try:
+        async with AsyncExitStack() as stack:
             try:
-                yield [McpTool(client, tool, prefix, timeout) for tool in listed]
+                client = await _connected(stack, partial(client_class, server, read_timeout_seconds=timeout))
+                listed = await _listed(client)
             except Exception as error:
-                failure = error
+                failure = ToolsError(f"the MCP server {named} cannot be used: {_reason(error)}")
+            else:
+                try:
+                    yield [McpTool(client, tool, prefix, timeout) for tool in listed]
+                    has_ended = True
+                except Exception as error:
+                    failure = error
+    except Exception as error:  # of a connection that broke; whoever called a tool since then has been told
+        if failure is None and not has_ended:
+            failure = ToolsError(f"the MCP server {named} broke the connection: {_reason(error)}")
     if failure is not None:
         raise failure
 
@@ -89,7 +95,7 @@ class McpTool:
             raise ToolError(f"{self.name}: the MCP server has ended; its tools cannot be used any more") from error
         except ValueError as error:
             raise ToolError(f"{self.name}: the MCP server answered with something that is no result") from error
-        text = _text(result)
+        text = _text(result) or ("it failed without a word" if result.is_error else "done")
         if result.is_error and not text.startswith("Error"):
             text = f"Error: {text}"
         return ToolOutput(text, result.is_error, {"structured": result.structured_content})
@@ -150,11 +156,16 @@ def _bottom(error: BaseException) -> BaseException:
     return _bottom(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
+def _reason(error: BaseException) -> str:
+    """In words for a terminal."""
+    return clean(str(_bottom(error))) or type(_bottom(error)).__name__
+
+
 def _text(result: Any) -> str:
     parts = [_block_text(block) for block in result.content]
     if not parts and result.structured_content is not None:
         parts = [json.dumps(result.structured_content, ensure_ascii=False)]
-    return "\n".join(parts) or "done"
+    return "\n".join(parts)
 
 
 def _block_text(block: Any) -> str:

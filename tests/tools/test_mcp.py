@@ -123,6 +123,11 @@ for line in sys.stdin:
         sys.exit()
     elif asked["method"] == "tools/call" and mode == "noise":
         print("noise", flush=True)
+    elif asked["method"] == "tools/call" and mode == "no text":
+        sys.stdout.buffer.write(bytes([255, 10]))
+        sys.stdout.flush()
+    elif asked["method"] == "tools/call" and mode == "fails silently":
+        say(result={"content": [], "isError": True})
 """
 
 
@@ -133,6 +138,8 @@ for line in sys.stdin:
         ("no result", "Error: t: the MCP server answered with something that is no result"),
         ("closes", "Error: t: Connection closed"),
         ("noise", "Error: t took longer than 2 s and was stopped"),
+        ("no text", "Error: t took longer than 2 s and was stopped"),
+        ("fails silently", "Error: it failed without a word"),
     ],
 )
 async def test_a_server_that_breaks_the_protocol_is_a_failed_call(

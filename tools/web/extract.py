@@ -119,6 +119,13 @@ class _Reader(HTMLParser):
         else:
             self._add(data if self._inside["pre"] else _SPACE.sub(" ", data))
 
+    def parse_marked_section(self, i: int, report: bool = True) -> int:
+        """`<![` with a word that means nothing, over which the parser would fall, is skipped to the next `>`."""
+        try:
+            return super().parse_marked_section(i, report)
+        except AssertionError:
+            return self.parse_bogus_comment(i)
+
     def _enter(self, tag: str) -> None:
         self._open.append(tag)
         self._inside.update(_roles(tag))

@@ -157,6 +157,8 @@ class Fetcher:
             addresses = [ipaddress.ip_address(address) for address in await self._addresses(host, port)]
         except (OSError, UnicodeError) as error:
             raise ToolError(f"no such host: {host[:200]!r}") from error
+        if not addresses:
+            raise ToolError(f"no such host: {host[:200]!r}")
         for address in addresses:
             if not self.policy.allows(address):
                 raise ToolError(f"{host[:200]} is at {address}, which is not a public address; it may not be opened")

@@ -75,7 +75,7 @@ TAGS = st.sampled_from(
     [
         "<p>", "</p>", "<a href=x>", "</a>", "<div", "<!--", "-->", "<![CDATA[", "<main>", "</main>", "<pre>", "<li>",
         "&amp", "&#x110000;", "<script>", "</script>", "<title>", "\x00", "text", "<a href='http://[::1'>",
-        "<base href='//['>", "<td>", "<br/>", "<p hidden>", "<nav>", "</nav>",
+        "<base href='//['>", "<![", "<![if x]>", "<!x", "<td>", "<br/>", "<p hidden>", "<nav>", "</nav>",
     ]
 )  # fmt: skip
 
