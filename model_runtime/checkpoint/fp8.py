@@ -16,7 +16,7 @@ BLOCK = 128
 E4M3_MAX = 448.0
 # Far below any weight and far above the underflow of float32: an all-zero block gets this scale.
 _MIN_SCALE = 2.0**-60
-_PIECE = 1 << 20
+_PIECE = 1 << 18
 
 
 class BlockQuantized(NamedTuple):
@@ -46,8 +46,9 @@ def quantize_blocks(weight: torch.Tensor) -> BlockQuantized:
 
 def has_nan_codes(codes: torch.Tensor) -> bool:
     """Whether a code is one of e4m3's two NaNs, 0x7F and 0xFF; no sound weight has them."""
-    pieces = codes.view(torch.uint8).flatten().split(_PIECE)  # each is copied
-    return any(int((piece & 0x7F).max()) == 0x7F for piece in pieces)
+    # 0x7F is the largest of signed bytes, 0xFF of unsigned ones; the second look finds a piece in the cache.
+    pieces = codes.view(torch.int8).flatten().split(_PIECE)
+    return any(int(piece.amax()) == 0x7F or int(piece.view(torch.uint8).amax()) == 0xFF for piece in pieces)
 
 
 def is_power_of_two(scale: torch.Tensor) -> bool:

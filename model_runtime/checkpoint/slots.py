@@ -42,7 +42,7 @@ class Slot(NamedTuple):
 
     def put(self, tensor: Tensor, *, is_scale: bool = False) -> None:
         attribute = self.attribute + _SCALE if is_scale else self.attribute
-        is_buffer = attribute in dict(self.module.named_buffers(recurse=False))
+        is_buffer = attribute in self.module._buffers
         setattr(self.module, attribute, tensor if is_buffer else nn.Parameter(tensor, requires_grad=False))
 
 
