@@ -24,8 +24,7 @@ from v32.agent.events import (
     UserSaid,
 )
 from v32.agent.limits import StopReason
-from v32.model_runtime.messages import Usage
-from v32.model_runtime.transcript import completion_from_state
+from v32.model_runtime.messages import Completion, MalformedToolCall, ParsedCompletion, ToolCall, Usage
 
 Record = dict[str, Any]
 
@@ -61,6 +60,20 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _completion(record: Mapping[str, Any]) -> Completion:
+    parsed = dict(record["parsed"])
+    parsed["tool_calls"] = [ToolCall(**call) for call in parsed["tool_calls"]]
+    parsed["malformed"] = [MalformedToolCall(**call) for call in parsed["malformed"]]
+    logprobs = record.get("logprobs")
+    return Completion(
+        token_ids=tuple(record["token_ids"]),
+        parsed=ParsedCompletion(**parsed),
+        finish_reason=record["finish_reason"],
+        usage=Usage(**record["usage"]),
+        logprobs=None if logprobs is None else tuple(logprobs),
+    )
+
+
 def _call_result(record: Mapping[str, Any]) -> CallResult:
     return CallResult(**{name: record[name] for name in CallResult.__dataclass_fields__})
 
@@ -72,7 +85,7 @@ def _rebased(record: Mapping[str, Any]) -> Rebased:
 
 _READERS: dict[str, Callable[[Mapping[str, Any]], Durable]] = {
     "user_said": lambda record: UserSaid(record["text"], record["note"]),
-    "completed": lambda record: Completed(completion_from_state(record)),
+    "completed": lambda record: Completed(_completion(record)),
     "tool_started": lambda record: ToolStarted(record["call_id"], record["name"], record["arguments"]),
     "tool_finished": lambda record: ToolFinished(_call_result(record)),
     "tools_returned": lambda record: ToolsReturned(tuple(map(_call_result, record["results"])), record["seconds"]),

@@ -27,16 +27,8 @@ from v32.model_runtime.encoding.encoder import (
     user_piece,
 )
 from v32.model_runtime.encoding.tokenizer import ChatTokenizer, Detokenizer
-from v32.model_runtime.errors import CheckpointError, EncodingError
-from v32.model_runtime.messages import (
-    Completion,
-    MalformedToolCall,
-    ParsedCompletion,
-    ToolCall,
-    ToolResult,
-    ToolSpec,
-    Usage,
-)
+from v32.model_runtime.errors import EncodingError
+from v32.model_runtime.messages import Completion, MalformedToolCall, ParsedCompletion, ToolCall, ToolResult, ToolSpec
 
 Role = Literal["system", "developer"]
 Entry = str | Completion | tuple[ToolResult, ...]
@@ -200,43 +192,6 @@ class Transcript:
                 messages += [{"role": "tool", "tool_call_id": r.tool_call_id, "content": r.content} for r in entry]
         return messages
 
-    def to_state(self) -> dict[str, Any]:
-        """Everything as JSON-able data; `from_state` gives the same transcript."""
-        return {
-            "version": 1,
-            "tokenizer": self.tokenizer.fingerprint,
-            "instructions": self.instructions,
-            "tools": [tool.to_openai()["function"] for tool in self.tools],
-            "thinking_mode": self.thinking_mode,
-            "role": self.role,
-            "response_format": self.response_format,
-            "first_call_index": self._first_call_index,
-            "entries": [_entry_to_state(entry) for entry in self._entries],
-        }
-
-    @classmethod
-    def from_state(cls, tokenizer: ChatTokenizer, state: Mapping[str, Any]) -> Transcript:
-        """Raises CheckpointError for the state of another tokenizer, EncodingError for a damaged one."""
-        if state.get("tokenizer") != tokenizer.fingerprint:
-            raise CheckpointError(
-                f"the transcript was made with tokenizer {state.get('tokenizer')}, this is {tokenizer.fingerprint}; "
-                "load the checkpoint that it was made with"
-            )
-        try:
-            transcript = cls(
-                tokenizer,
-                instructions=state["instructions"],
-                tools=[ToolSpec(**tool) for tool in state["tools"]],
-                thinking_mode=state["thinking_mode"],
-                role=state["role"],
-                response_format=state["response_format"],
-                first_call_index=state["first_call_index"],
-            )
-            transcript.extend(_entry_from_state(entry) for entry in state["entries"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise EncodingError(f"the state of the transcript is damaged: {type(error).__name__}: {error}") from error
-        return transcript
-
     def extend(self, entries: Iterable[Entry]) -> None:
         """Append what was said elsewhere."""
         for entry in entries:
@@ -357,39 +312,3 @@ def _assistant_message(parsed: ParsedCompletion) -> dict[str, Any]:
     if parsed.malformed:
         message["malformed_tool_calls"] = [asdict(call) for call in parsed.malformed]
     return message
-
-
-def _entry_to_state(entry: Entry) -> dict[str, Any]:
-    if isinstance(entry, str):
-        return {"user": entry}
-    if isinstance(entry, Completion):
-        return {"completion": completion_to_state(entry)}
-    return {"results": [asdict(result) for result in entry]}
-
-
-def _entry_from_state(state: Mapping[str, Any]) -> Entry:
-    if "user" in state:
-        return str(state["user"])
-    if "completion" in state:
-        return completion_from_state(state["completion"])
-    return tuple(ToolResult(**result) for result in state["results"])
-
-
-def completion_to_state(completion: Completion) -> dict[str, Any]:
-    """JSON-able; `completion_from_state` gives it back."""
-    usage = {**asdict(completion.usage), "seconds": dict(completion.usage.seconds)}
-    return {**asdict(completion), "usage": usage}
-
-
-def completion_from_state(state: Mapping[str, Any]) -> Completion:
-    parsed = dict(state["parsed"])
-    parsed["tool_calls"] = [ToolCall(**call) for call in parsed["tool_calls"]]
-    parsed["malformed"] = [MalformedToolCall(**call) for call in parsed["malformed"]]
-    logprobs = state.get("logprobs")
-    return Completion(
-        token_ids=tuple(state["token_ids"]),
-        parsed=ParsedCompletion(**parsed),
-        finish_reason=state["finish_reason"],
-        usage=Usage(**state["usage"]),
-        logprobs=None if logprobs is None else tuple(logprobs),
-    )

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 from v32.model_runtime.encoding import V32, ChatTokenizer, encode_messages, encode_segments, parse_completion
 from v32.model_runtime.encoding.encoder import calls_piece
-from v32.model_runtime.errors import CheckpointError, EncodingError
+from v32.model_runtime.errors import EncodingError
 from v32.model_runtime.messages import Completion, FinishReason, ToolResult, ToolSpec
 from v32.model_runtime.transcript import Transcript, calls_in_order
 
@@ -91,8 +90,9 @@ def test_at_every_step_the_ids_are_those_of_the_encoder(
         later.append_user("next")
         assert later.ids[: len(settled)] == settled
         assert later.ids[len(settled)] == tokenizer.user_id
-        state = json.loads(json.dumps(transcript.to_state()))
-        assert Transcript.from_state(tokenizer, state).ids == transcript.ids
+        again = Transcript(tokenizer, thinking_mode=thinking_mode, role=role, **settings)
+        again.extend(transcript.entries)
+        assert again.ids == transcript.ids
 
 
 def test_text_of_users_and_tools_yields_no_structural_id(tokenizer: ChatTokenizer) -> None:
@@ -213,8 +213,7 @@ def test_calls_can_be_numbered_on_from_another_conversation(tokenizer: ChatToken
     transcript.append_user("q")
     transcript.append_completion(sampled(transcript, f"r</think>{CALLS}{EOS}"))
     assert transcript.pending_calls == ("call_7", "call_8")
-    again = Transcript.from_state(tokenizer, json.loads(json.dumps(transcript.to_state())))
-    assert again.next_call_index == transcript.next_call_index == 9
+    assert transcript.next_call_index == 9
 
 
 @pytest.mark.parametrize(
@@ -222,10 +221,10 @@ def test_calls_can_be_numbered_on_from_another_conversation(tokenizer: ChatToken
 )
 def test_other_than_one_result_per_call_is_refused_and_changes_nothing(transcript: Transcript, ids: list[str]) -> None:
     transcript.append_completion(sampled(transcript, f"r</think>{CALLS}{EOS}"))
-    before = transcript.to_state()
+    before = (list(transcript.ids), list(transcript.entries))
     with pytest.raises(EncodingError, match="exactly one result for every call"):
         transcript.append_results([ToolResult(call_id, "x") for call_id in ids])
-    assert transcript.to_state() == before
+    assert (transcript.ids, list(transcript.entries)) == before
 
 
 def test_out_of_turn_is_refused(transcript: Transcript) -> None:
@@ -263,12 +262,12 @@ def test_the_developer_role_carries_tools_and_instructions_in_the_first_question
 
 
 def test_a_fork_goes_its_own_way(transcript: Transcript) -> None:
-    before = transcript.to_state()
+    before = (list(transcript.ids), list(transcript.entries))
     fork = transcript.fork()
     fork.append_completion(sampled(fork, f"r</think>{CALLS}{EOS}"))
     fork.append_results(answered(fork))
     fork.append_user("more")
-    assert transcript.to_state() == before
+    assert (transcript.ids, list(transcript.entries)) == before
     transcript.append_completion(sampled(transcript, f"r</think>b{EOS}"))
     assert len(fork.entries) == 4
 
@@ -282,17 +281,9 @@ def test_entries_make_the_same_transcript_again(transcript: Transcript) -> None:
     assert len(again) == len(again.ids)
 
 
-def test_the_state_of_another_tokenizer_is_refused(transcript: Transcript) -> None:
-    with pytest.raises(CheckpointError, match="was made with tokenizer other"):
-        Transcript.from_state(transcript.tokenizer, {**transcript.to_state(), "tokenizer": "other"})
-
-
-@pytest.mark.parametrize(
-    "damage", [{"entries": [{"results": [{}]}]}, {"entries": [{}]}, {"tools": 1}, {"role": "critic"}]
-)
-def test_a_damaged_state_is_refused(transcript: Transcript, damage: dict[str, Any]) -> None:
-    with pytest.raises(EncodingError):
-        Transcript.from_state(transcript.tokenizer, {**transcript.to_state(), **damage})
+def test_an_unknown_role_is_refused(tokenizer: ChatTokenizer) -> None:
+    with pytest.raises(EncodingError, match="critic"):
+        Transcript(tokenizer, role="critic")  # type: ignore[arg-type]
 
 
 # ---- cost ----------------------------------------------------------------------------------------------------------
