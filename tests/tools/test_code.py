@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 
+from tests.tools.conftest import code_tools
 from v32.sandboxes import CellResult, ExecResult, SandboxClosed, SandboxPolicy, SandboxUnavailable, start_sandbox
 from v32.tools import CodeSession, ToolContext, ToolOutput, Toolset, python_tool
 from v32.tools.code import cell_output, command_output, error_text
@@ -90,14 +91,8 @@ def test_what_the_model_reads_of_a_command() -> None:
 
 @pytest.fixture
 async def tools(anyio_backend: str) -> AsyncIterator[Toolset]:
-    session = CodeSession(SandboxPolicy(wall_seconds=1.0))
-    try:
-        await session.sandbox("probe")
-    except SandboxUnavailable as error:
-        pytest.skip(f"no sandbox works here: {error}")
-    toolset = Toolset(session.tools(files=True))
-    yield toolset
-    await toolset.aclose()
+    async with code_tools(SandboxPolicy()) as tools:
+        yield tools
 
 
 async def test_python_keeps_its_variables(tools: Toolset, context: ToolContext) -> None:
@@ -119,15 +114,17 @@ async def test_python_keeps_its_variables(tools: Toolset, context: ToolContext) 
     assert (await python("x")).startswith("Error: NameError")
 
 
-async def test_a_cell_that_hangs_keeps_its_output_and_its_variables(tools: Toolset, context: ToolContext) -> None:
-    await tools.run("python", {"code": "x = 1"}, context)
-    output = await tools.run("python", {"code": "print('so far', flush=True)\nwhile True: pass"}, context)
+async def test_a_cell_that_hangs_keeps_its_output_and_its_variables(context: ToolContext) -> None:
+    async with code_tools(SandboxPolicy(wall_seconds=1.0)) as tools:
+        await tools.run("python", {"code": "x = 1"}, context)
+        output = await tools.run("python", {"code": "print('so far', flush=True)\nwhile True: pass"}, context)
+        again = await tools.run("python", {"code": "x"}, context)
     assert output.text.startswith("so far\n")
     assert "\n[Stopped after " in output.text
     assert output.is_error
     assert (output.data["status"], output.data["state"]) == ("timeout", "kept")
     assert output.data["enforced"]["network"] != "none"
-    assert (await tools.run("python", {"code": "x"}, context)).text == "1"
+    assert again.text == "1"
 
 
 async def test_conversations_do_not_meet(tools: Toolset) -> None:

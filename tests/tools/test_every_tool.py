@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
 import pytest
 
-from v32.sandboxes import SandboxPolicy, SandboxUnavailable
-from v32.tools import CodeSession, Document, Hit, LocalIndex, ToolContext, Toolset, document_tools
+from tests.tools.conftest import code_tools
+from v32.sandboxes import SandboxPolicy
+from v32.tools import Document, Hit, LocalIndex, ToolContext, Toolset, document_tools
 from v32.tools.web import Fetcher, FetchPolicy, web_tools
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
-POLICY = SandboxPolicy(wall_seconds=5.0, workspace_bytes=8 << 20, workspace_inodes=300)
+code = partial(code_tools, SandboxPolicy(wall_seconds=5.0, workspace_bytes=8 << 20, workspace_inodes=300))
 VALUES = (
     None,
     True,
@@ -37,18 +39,6 @@ VALUES = (
 class Nothing:
     async def search(self, query: str, topn: int) -> list[Hit]:
         return []
-
-
-@asynccontextmanager
-async def code() -> AsyncIterator[Toolset]:
-    session = CodeSession(POLICY)
-    try:
-        await session.sandbox("")
-    except SandboxUnavailable as error:
-        pytest.skip(f"no sandbox works here: {error}")
-    tools = Toolset(session.tools(files=True))
-    yield tools
-    await tools.aclose()
 
 
 @asynccontextmanager
