@@ -64,14 +64,15 @@ def _fill_bitmask(rows: Seq[Row], vocab_size: int) -> tuple[Tensor | None, dict[
     failures: dict[int, GeneratorError] = {}
     if all(row.sequence.matcher is None for row in rows):
         return None, failures
-    words = np.full((len(rows), bitmask_words(vocab_size)), -1, np.int32)
+    words = np.empty((len(rows), bitmask_words(vocab_size)), np.int32)
+    words.fill(-1)
     bitmask = torch.from_numpy(words)
     is_masked = False
     for index, row in enumerate(rows):
         try:
             if not _fill_row(bitmask[index], row):
                 words[index] = -1
-            elif words[index].any():
+            elif np.count_nonzero(words[index]):
                 is_masked = True
             else:
                 raise GeneratorError(f"the grammar allows no token after {row.step} tokens")

@@ -89,9 +89,8 @@ class DeepseekV32ForCausalLM(nn.Module):
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """hidden [M, D] -> float32 [M, vocab_size]."""
-        if self.lm_head.weight_scale_inv is None:
-            return float_gemm(hidden, self.lm_head.weight)
-        return self.lm_head(hidden.float())
+        head = self.lm_head
+        return float_gemm(hidden, head.weight) if head.weight_scale_inv is None else head(hidden.float())
 
     def set_numerics(self, numerics: Numerics) -> None:
         """Choose how activations are rounded.
