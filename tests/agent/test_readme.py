@@ -11,7 +11,7 @@ import pytest
 
 from v32.agent.cli import COMMANDS, command_parser
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"]
 DOCUMENTS += sorted(path for depth in ("", "*/", "*/*/", "*/*/*/") for path in ROOT.glob(f"{depth}README.md"))
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
