@@ -94,7 +94,9 @@ static inline void dot_rows(const float* const (&rows)[2], const float* q, int64
     Floats acc[2][H] = {};
     int64_t c = 0;
     for (; c + LANES <= width; c += LANES) {
-        const Floats values[2] = {load(rows[0] + c), load(rows[1] + c)};
+        Floats values[2] = {load(rows[0] + c), load(rows[1] + c)};
+        keep(values[0]);
+        keep(values[1]);
         for (int h = 0; h < H; ++h) {
             Floats in = load(q + h * q_stride + c);
             keep(in);
@@ -102,7 +104,10 @@ static inline void dot_rows(const float* const (&rows)[2], const float* q, int64
         }
     }
     for (int r = 0; r < 2; ++r)
-        for (int h = 0; h < H; ++h) out[r][h] = sum(acc[r][h]);
+        for (int h = 0; h < H; h += 4) {
+            const Four four = sums(acc[r][h], acc[r][std::min(h + 1, H - 1)], acc[r][std::min(h + 2, H - 1)], acc[r][std::min(h + 3, H - 1)]);
+            memcpy(out[r] + h, &four, std::min(4, H - h) * sizeof(float));
+        }
     for (; c < width; ++c)
         for (int r = 0; r < 2; ++r)
             for (int h = 0; h < H; ++h) out[r][h] += rows[r][c] * q[h * q_stride + c];
