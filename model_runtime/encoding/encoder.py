@@ -248,9 +248,12 @@ class _Rendering:
 
 
 def _paired(messages: Sequence[Message], batch: Sequence[int], calls: Sequence[Message]) -> Sequence[int]:
-    order = {call.get("id"): position for position, call in enumerate(calls) if isinstance(call, Mapping)}
+    """Whatever stands in place of ids or calls: what cannot be paired stays in its order."""
+    calls = calls if isinstance(calls, Sequence) else ()
+    named = enumerate(call.get("id") for call in calls if isinstance(call, Mapping))
+    order = {one: position for position, one in named if isinstance(one, str)}
     ids = [messages[index].get("tool_call_id") for index in batch]
-    if len(set(ids)) < len(ids) or not all(isinstance(one, str) and one in order for one in ids):
+    if not all(isinstance(one, str) and one in order for one in ids) or len(set(ids)) < len(ids):
         return batch
     return sorted(batch, key=lambda index: order[messages[index]["tool_call_id"]])
 

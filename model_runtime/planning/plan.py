@@ -6,6 +6,7 @@ A checkpoint (or the published configuration) and a device enter, a `Plan` leave
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -324,8 +325,8 @@ def _check(
         )
     if batch_tokens < 1:
         raise PlanError(f"max_batch_tokens is {batch_tokens}; it must be 1 or more")
-    if disk is not None and disk <= 0:
-        raise PlanError(f"a disk speed of {disk / 1e9:g} GB/s; it must be more than 0")
+    if disk is not None and not 0 < disk < math.inf:
+        raise PlanError(f"a disk speed of {disk / 1e9:g} GB/s; it must be a number above 0")
     try:
         memory.kv_token_bytes(config, kv_dtype or torch.float32)
     except ValueError as error:

@@ -170,6 +170,18 @@ def test_results_whose_ids_are_not_those_of_the_calls_stand_as_given() -> None:
     assert order(batch(("three", "a"), ("three", "b"), ("one", "c"))) == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("odd", [None, 5, ["one"], {"id": "one"}])
+def test_ids_that_are_no_text_pair_nothing(odd: object) -> None:
+    messages = batch(("three", "3"), ("one", "1"), ("two", "2"))
+    messages[2]["tool_call_id"] = odd
+    assert order(messages) == ["3", "1", "2"]
+    messages[1]["tool_calls"][0]["id"] = odd
+    assert order(messages) == ["3", "1", "2"]
+    messages[1]["tool_calls"] = odd
+    with pytest.raises(EncodingError):
+        encode_messages(messages[2:], "thinking", context=messages[:2])
+
+
 def test_a_result_that_stands_in_the_context_is_not_moved() -> None:
     messages = batch(("three", "3"), ("two", "2"), ("one", "1"))
     assert order(messages[3:], context=messages[:3]) == ["1", "2"]

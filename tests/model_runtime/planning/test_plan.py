@@ -143,6 +143,7 @@ def test_every_gpu_can_be_planned_for(name: str) -> None:
         ({"gpu_name": "h200", "count": 8, "expert_cache": 1 << 30}, "an expert cache is planned for one GPU"),
         ({"gpu_name": "h200", "expert_cache": 9}, "an expert cache of 9 bytes holds no expert of"),
         ({"gpu_name": "h200", "disk_bytes_per_second": 0.0}, "a disk speed of 0 GB/s"),
+        ({"gpu_name": "h200", "disk_bytes_per_second": float("nan")}, "a disk speed of nan GB/s"),
     ],
 )
 def test_a_wrong_question_is_refused(options: dict[str, object], message: str) -> None:
