@@ -28,14 +28,15 @@ IGNORED = -100
 POOL = 2
 """Batches drawn at a time; cutting the pool by length keeps padding low."""
 WEIGHTS = {
-    "chat": 1.0,
+    "chat": 1.5,
     "own_tool": 2.0,
-    "error_retry": 2.0,
-    "not_found": 1.5,
+    "error_retry": 3.0,
+    "not_found": 2.0,
+    "arithmetic": 1.5,
     "compare": 4.0,
     "two_hop": 1.5,
-    "two_calls": 4.0,
-    "follow_up": 3.0,
+    "two_calls": 5.0,
+    "follow_up": 5.0,
 }
 """How often a kind is drawn; 1 where nothing is said."""
 OWN_TOOLS_LENGTH = 520

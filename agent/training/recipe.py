@@ -57,7 +57,7 @@ CONFIG = DeepseekV32Config(
 )
 """Head and embedding are tied while training and written as two tensors, as the published checkpoints have them."""
 STAGES = [
-    Stage("dense", 4000, muon_lr=2e-3, adam_lr=1.5e-3, lesson_steps=400, decay_share=0.6, final_lr=0.1),
+    Stage("dense", 5000, muon_lr=2e-3, adam_lr=1.5e-3, lesson_steps=400, decay_share=0.7, final_lr=0.05),
     Stage("warmup", 60, muon_lr=0.0, adam_lr=2e-3, warm_steps=10),
     Stage("sparse", 90, muon_lr=1.5e-4, adam_lr=1e-4, warm_steps=10, decay_share=1.0),
     Stage("mtp", 80, muon_lr=4e-3, adam_lr=2e-3, warm_steps=20),
