@@ -17,11 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.prompt is None and arguments.resume is None:
-        raise UsageError("a question is missing; give one, or --resume PATH")
     if arguments.prompt == "-" and sys.stdin is None:
         raise UsageError("standard input is closed; give the question as an argument")
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    if not (arguments.resume if prompt is None else prompt.strip()):
+        raise UsageError("a question is missing; give one, or --resume PATH")
     with conversation.open_conversation(arguments) as (loop, session):
         from v32.agent.commands.views import JsonView, follow
         from v32.agent.limits import StopReason

@@ -42,6 +42,7 @@ def test_every_command_describes_itself(command: str, capsys: pytest.CaptureFixt
     ("arguments", "message"),
     [
         (["run"], "a question is missing; give one, or --resume PATH"),
+        (["run", " \n"], "a question is missing; give one, or --resume PATH"),
         (["run", "q", "--journal", "a", "--resume", "b"], "give one of them"),
         (["run", "q", "--tools", "serach"], "--tools: unknown tool 'serach'; known: search, open_page"),
         (["run", "q", "--tools", "search"], "need --docs DIR"),
