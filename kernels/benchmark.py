@@ -17,10 +17,12 @@ from v32.kernels.fp8_gemm.cpu import linear
 from v32.kernels.index_score import reference as index_score
 from v32.kernels.moe_experts import ExpertWeights, reference
 from v32.kernels.moe_experts.cpu import moe_experts
+from v32.kernels.moe_route.reference import moe_route
 from v32.kernels.native import library, pointer
 from v32.kernels.rms_norm import reference as rms_norm
 from v32.kernels.rope import reference as rope
 from v32.kernels.sample import reference as sample
+from v32.kernels.sparse_mla.reference import sparse_mla
 from v32.kernels.swiglu import reference as swiglu
 from v32.kernels.topk_select import reference as topk_select
 
@@ -131,6 +133,18 @@ def _cases() -> Iterator[_Case]:
     nothing = torch.full((16, 4040), -1, dtype=torch.int32)
     run = _caller("v32_sample", logits, 16, 129280, *parameters, nothing, ids, logprobs, gives=ids)
     yield _Case("sample", "16 x 129280", run, sample.sample(logits, *parameters), logits.nbytes, "GB/s")
+
+    logits, bias, indices = randn(4096, 256), randn(256) / 8, torch.empty(4096, 8, dtype=torch.int64)
+    run = _caller("v32_moe_route", logits, bias, 4096, 256, 8, 8, 4, indices, torch.empty(4096, 8), gives=indices)
+    yield _Case("moe_route", "4096 x 8 of 256", run, moe_route(logits, bias, 8, 8, 4, True)[1], logits.nbytes, "GB/s")
+
+    q, records, out = randn(4, 64, 576), randn(65536, 576), torch.empty(4, 64, 512)
+    slots = torch.rand(4, 65536, generator=generator).topk(2048).indices
+    run = _caller("v32_sparse_mla", q, records, slots, 4, 64, 2048, 512, 576, 576**-0.5, out, gives=out)
+    parts = q[..., :512], q[..., 512:], records[:, :512], records[:, 512:]
+    expected = sparse_mla(*parts, slots, 576**-0.5)
+    flops = 2 * 4 * 64 * 2048 * (576 + 512)
+    yield _Case("sparse_mla", "4 x 64 heads, 2048 rows", run, expected, flops, "GFLOP/s")
 
 
 def _caller(name: str, *arguments: Tensor | float, gives: Tensor) -> Callable[[], Tensor]:

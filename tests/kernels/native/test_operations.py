@@ -12,9 +12,11 @@ from v32.kernels.index_score import reference as index_score
 from v32.kernels.moe_experts import ExpertWeights
 from v32.kernels.moe_experts import reference as experts_reference
 from v32.kernels.moe_experts.cpu import moe_experts
+from v32.kernels.moe_route.reference import moe_route
 from v32.kernels.native import library, pointer
 from v32.kernels.rms_norm import reference as rms_norm
 from v32.kernels.rope import reference as rope
+from v32.kernels.sparse_mla.reference import sparse_mla
 from v32.kernels.swiglu import reference as swiglu
 from v32.kernels.topk_select import reference as topk_select
 
@@ -37,6 +39,29 @@ def test_index_score(queries: int, keys: int, heads: int, width: int, generator:
     call("v32_index_score", q, k, w, queries, keys, heads, width, scores)
     expected = index_score.index_score(q, k, w)
     assert (scores - expected).abs().max() <= 1e-5 * expected.abs().max() + 1e-6
+
+
+@pytest.mark.parametrize(("experts", "groups", "chosen_groups", "k"), [(8, 1, 1, 3), (24, 4, 2, 5), (6, 6, 2, 2)])
+def test_moe_route(experts: int, groups: int, chosen_groups: int, k: int, generator: torch.Generator) -> None:
+    logits, bias = torch.randn(7, experts, generator=generator), torch.randn(experts, generator=generator) / 4
+    indices, weights = torch.full((7, k), -7), torch.full((7, k), torch.nan)
+    call("v32_moe_route", logits, bias, 7, experts, k, groups, chosen_groups, indices, weights)
+    expected_weights, expected = moe_route(logits, bias, k, groups, chosen_groups, True)
+    assert torch.equal(indices, expected)
+    torch.testing.assert_close(weights, expected_weights)
+
+
+@pytest.mark.parametrize(("queries", "heads", "count", "latent", "rope_width"), [(1, 1, 1, 8, 8), (3, 5, 63, 24, 8)])
+def test_sparse_mla(
+    queries: int, heads: int, count: int, latent: int, rope_width: int, generator: torch.Generator
+) -> None:
+    width = latent + rope_width
+    q, records = (torch.randn(*shape, width, generator=generator) for shape in ((queries, heads), (90,)))
+    slots = torch.rand(queries, 90, generator=generator).topk(count).indices
+    out = torch.full((queries, heads, latent), torch.nan)
+    call("v32_sparse_mla", q, records, slots, queries, heads, count, latent, width, 0.3, out)
+    sizes = (latent, rope_width)
+    torch.testing.assert_close(out, sparse_mla(*q.split(sizes, -1), *records.split(sizes, -1), slots, 0.3))
 
 
 @pytest.mark.parametrize("k", [1, 7, 100])
