@@ -21,6 +21,7 @@ import anyio
 import httpx
 
 from v32.tools.errors import ProviderError
+from v32.tools.gate import clean
 from v32.tools.local_index import Hit
 from v32.tools.tool import ToolError
 from v32.tools.web.cassette import Cassette
@@ -208,7 +209,7 @@ async def _received(client: httpx.AsyncClient, request: Mapping[str, Any]) -> ht
             body += piece
             if len(body) > MAX_ANSWER_BYTES:
                 break
-        headers = {name: value for name, value in response.headers.items() if name == "retry-after"}
+        headers = {name: value for name, value in response.headers.items() if name == "retry-after" and value.isascii()}
         return httpx.Response(response.status_code, headers=headers, content=bytes(body))
 
 
@@ -233,7 +234,7 @@ def _words(response: httpx.Response) -> str:
                 answer = answer.get(key, answer)
     except (ValueError, RecursionError):
         return ""
-    return answer[:200] if isinstance(answer, str) else ""
+    return clean(answer[:200]) if isinstance(answer, str) else ""
 
 
 def _pause(retry_after: str | None, otherwise: float) -> float:

@@ -102,6 +102,7 @@ REFUSALS: list[tuple[str, int, Any, type[Exception], str]] = [
     ("exa", 402, {"requestId": "1", "error": "You have no credits left.", "tag": "NO_MORE_CREDITS"},
      ProviderError, r"\(You have no credits left\.\): check EXA_API_KEY"),
     ("serper", 403, {"message": "Unauthorized.", "statusCode": 403}, ProviderError, r"403 \(Unauthorized\.\)"),
+    ("tavily", 401, {"detail": {"error": "\x1b[31mno\x1b[0m"}}, ProviderError, r"answered 401 \(no\): check"),
     ("serper", 400, {"message": "Not enough credits", "statusCode": 400}, ProviderError, "SERPER_API_KEY"),
     ("searxng", 403, "<title>403 Forbidden</title>", ProviderError, "add json to search.formats in its settings.yml"),
 ]  # fmt: skip
@@ -123,6 +124,7 @@ async def test_refusals_are_told_in_the_words_of_the_service(
         ("0", 2, "answered 429; try again later"),
         ("soon", 2, "answered 429; try again later"),
         ("nan", 2, "answered 429; try again later"),
+        ("\xb2", 2, "answered 429; try again later"),
         ("Wed, 21 Oct 2015 07:28:00 GMT", 2, "answered 429; try again later"),
         ("Wed, 21 Oct 2199 07:28:00 GMT", 1, r"answered 429; it is busy for another \d+ s"),
         ("3600", 1, "answered 429; it is busy for another 3600 s"),
