@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from v32.model_runtime.cache import PAGE_SIZE, BlockTable, KVLayout, PagePool
+from v32.model_runtime.cache.pages import FP8_RECORDS, HUGE_PAGE
 
 LAYOUT = KVLayout(num_layers=2, kv_lora_rank=3, qk_rope_head_dim=2, index_head_dim=4)
 
@@ -109,6 +110,25 @@ def test_the_pool_grows_on_demand_up_to_its_budget() -> None:
         table.reserve(1)
     with pytest.raises(MemoryError, match="raise kv_budget_bytes"):
         pool.allocate()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, FP8_RECORDS])
+def test_a_layer_beyond_a_huge_page_grows_without_losing_rows(dtype: torch.dtype) -> None:
+    layout = KVLayout(1, 512, 64, 128, dtype)
+    pool = PagePool(layout, 200 * layout.page_bytes)
+    table = BlockTable(pool)
+    table.reserve(10 * PAGE_SIZE)
+    before = pool.layers[0]
+    assert before.index_keys.nbytes + before.records.nbytes == pool.capacity * layout.page_bytes
+    before.records.view(torch.uint8).random_()
+    before.index_keys.view(torch.uint8).random_()
+    table.reserve(100 * PAGE_SIZE)
+    after = pool.layers[0]
+    assert after.records.nbytes + after.index_keys.nbytes > HUGE_PAGE
+    for old, new in ((before.records, after.records), (before.index_keys, after.index_keys)):
+        assert new.dtype == old.dtype
+        assert len(new) > len(old)
+        assert torch.equal(new[: len(old)].view(torch.uint8), old.view(torch.uint8))
 
 
 def test_a_lone_sequence_lies_in_one_piece() -> None:
