@@ -2,9 +2,10 @@
 
 `python benchmarks/agent_loop.py [--rounds 5] [--json]`
 
-Medians over rounds of one question a city, each in a session of its own; every answer has to be right, or no figure is
-printed. One number after the other, with the tool as a function on the event loop and in a worker process:
+Medians over rounds of one question a city, each in a session of its own; four answers of five have to be right, or no
+figure is printed. With the tool in a thread and in a worker process:
 
+    right        share of the answers
     decode       tokens a second from the first to the last of a completion
     run          tokens a second of whole runs: prompts, tools and their results included
     call         milliseconds of one call of the tool
@@ -61,16 +62,20 @@ async def answer_rounds(tool: FunctionTool[..., int], count: int) -> list[dict[s
 
 
 async def answer_all(agent: Agent) -> dict[str, float]:
-    tokens, decoding, calls, started = 0, 0.0, 0.0, time.perf_counter()
+    right, tokens, decoding, calls, started = 0, 0, 0.0, 0.0, time.perf_counter()
     for city, inhabitants in INHABITANTS.items():
         async with agent.session() as session:
             result = await session.run(f"What is the population of {city}?")
-        assert str(inhabitants) in result.output, f"{city}: {result.output!r} instead of {inhabitants}"
+        right += str(inhabitants) in result.output
         tokens += result.usage.completion_tokens
         decoding += result.usage.seconds["decode"]
         calls += result.usage.seconds["tools"]
     seconds = time.perf_counter() - started
-    return {"decode": tokens / decoding, "run": tokens / seconds, "call": 1000 * calls / len(INHABITANTS)}
+    assert right >= 0.8 * len(INHABITANTS), (
+        f"{right} of {len(INHABITANTS)} answers are right: {result.output!r} is the last"
+    )
+    share, call = right / len(INHABITANTS), 1000 * calls / len(INHABITANTS)
+    return {"right": share, "decode": tokens / decoding, "run": tokens / seconds, "call": call}
 
 
 def cold_start() -> dict[str, float]:
