@@ -19,6 +19,7 @@ from v32.model_runtime.encoding.dsml import Tag, tags_of
 from v32.model_runtime.encoding.encoder import check_thinking_mode
 from v32.model_runtime.encoding.parts import Parts
 from v32.model_runtime.encoding.scanner import Scanner
+from v32.model_runtime.encoding.seam import Seam
 from v32.model_runtime.messages import Delta, ParsedCompletion
 
 
@@ -43,6 +44,7 @@ class CompletionParser:
         self._dialect = dialect
         self._tags = tags_of(dialect, with_markers=not ids_known)
         self._parts = Parts()
+        self._seam = Seam(self._tags.text)
         self._scanner = Scanner(self._parts, dialect.eos, self._end)
         self._scanner.state = self._text
         self._call = CallReader(self._scanner, self._parts, self._tags, first_call_index, self._after_call)
@@ -131,24 +133,31 @@ class CompletionParser:
 
     def _read_marker(self, marker: str) -> None:
         if marker == self._dialect.think_close and self._is_reasoning:
-            self._is_reasoning = False
+            self._end_reasoning()
         elif marker == self._dialect.think_open and not self._has_said:
             self._parts.deviate("the completion begins with", marker)
             self._is_reasoning = True
         else:
             self._parts.deviate("stray marker", marker)
+            self._seam.open()
+
+    def _end_reasoning(self) -> None:
+        self._is_reasoning = False
+        self._seam.forget()
 
     def _read_tag_in_text(self, tag: Tag, start: int) -> None:
         if tag.is_close:
             self._say_before(self._scanner.take(start))
             self._parts.deviate("stray closing tag", tag.text)
+            self._seam.open()
             self._scanner.take_tag(tag)
             self._scanner.expect_tag_end(self._enter_text)
             return
         text = self._scanner.ahead(start)
         newlines = _newlines_at_the_end(text)
         before = self._scanner.take(start - len(newlines))
-        self._say(before) if newlines else self._say_before(before)
+        self._say_before(before, may_end_in_a_tag=not newlines)
+        self._seam.open()
         self._leave_text(self._scanner.take(start))
         if tag.kind == "calls":
             self._scanner.take_tag(tag)
@@ -167,24 +176,30 @@ class CompletionParser:
         elif newlines != "\n\n":
             self._parts.deviate("not two newlines before the calls", newlines)
         if self._is_reasoning:
-            self._is_reasoning = False
+            self._end_reasoning()
             self._parts.deviate("a call ended the thinking; </think> is missing")
 
     def _say(self, text: str) -> None:
         """Emit text as reasoning or content."""
         if self._space_after_calls is not None:
             text = self._skip_space_after_calls(text)
-        if not text:
-            return
-        self._has_said = self._has_said or not text.isspace()
-        self._parts.reason(text) if self._is_reasoning else self._parts.say(text)
+        if text:
+            self._has_said = self._has_said or not text.isspace()
+            self._emit(*self._seam.pass_on(text))
 
-    def _say_before(self, text: str) -> None:
+    def _say_before(self, text: str, *, may_end_in_a_tag: bool = True) -> None:
         """Emit text that a marker, a tag or the end follows; a tag that was only begun there is not content."""
-        end = self._tags.broken_end(text)
+        end = self._tags.broken_end(text) if may_end_in_a_tag else len(text)
         self._say(text[:end])
+        self._emit(*self._seam.close())
         if text[end:]:
             self._parts.deviate("a tag that was only begun", text[end:])
+
+    def _emit(self, text: str, dropped: list[str]) -> None:
+        for piece in dropped:
+            self._parts.deviate("a piece that would join into a tag", piece)
+        if text:
+            self._parts.reason(text) if self._is_reasoning else self._parts.say(text)
 
     def _skip_space_after_calls(self, text: str) -> str:
         assert self._space_after_calls is not None

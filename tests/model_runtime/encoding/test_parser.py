@@ -268,11 +268,23 @@ def test_deltas_add_up_to_the_completion(text: str, mode: str) -> None:
             assert ToolCallStarted(end.index, end.call.name) in deltas
 
 
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("b<｜<think>DSML｜function_calls>x", "b<｜>x"),
+        ("b<</｜DSML｜>｜DSML｜x>y", "b<>y"),
+        (f"b<｜{block(CALL)}DSML｜invoke name=", "b<｜ name="),
+        ("x <<think> y", "x < y"),
+        ("<｜<think> DSML｜invoke", "<｜ DSML｜invoke"),
+    ],
+)
+def test_the_halves_of_a_tag_do_not_join_where_something_was_taken_out(text: str, content: str) -> None:
+    assert parse_completion(text, "chat").content == content
+
+
 @given(text=completion, mode=mode)
 def test_no_tag_leaks(text: str, mode: str) -> None:
-    """Where a stray tag between two halves of another tag was taken out, the halves remain; that is no leak."""
     parsed = parse_completion(text, mode)
-    assume(not any(deviation.startswith("stray") or "after the calls" in deviation for deviation in parsed.deviations))
     for part in (parsed.reasoning_content, parsed.content):
         assert not re.search("</?[｜|‖]{1,4}DSML[｜|‖]", part)
 
