@@ -78,6 +78,9 @@ class Journal:
 
     def close(self) -> None:
         if self._descriptor is not None:
+            fcntl.flock(
+                self._descriptor, fcntl.LOCK_UN
+            )  # closing alone leaves it to workers that were forked meanwhile
             os.close(self._descriptor)
             self._descriptor = None
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -141,17 +143,31 @@ def test_ctrl_c_ends_a_run_and_its_journal_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     command = [sys.executable, "-m", "v32.agent.cli", "run", "--max-turns", "2", "--seed", "1", "--json"]
     command += ["What is 2 + 3?", "--journal", str(path)]
-    # It says more than the pipe holds, so it cannot end before the signal.
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, pipesize=4096) as run:
-        assert run.stdout is not None
-        assert b"user_said" in run.stdout.readline()
+    reader, writer = _full_pipe()  # what it says finds no room, so it cannot end before the signal
+    with subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE) as run:
+        os.close(writer)
+        while not (path.exists() and b"user_said" in path.read_bytes()):
+            assert run.poll() is None
+            time.sleep(0.01)
         run.send_signal(signal.SIGINT)
+        with open(reader, "rb") as said:
+            said.read()
         _, error = run.communicate(timeout=60)
     assert (run.returncode, error) == (130, b"interrupted\n")
     resumed = v32("run", "--resume", str(path), "--json", *SHORT)
     result = json.loads(resumed.stdout.splitlines()[-1])
     assert result["stop_reason"] != "cancelled"
     assert result["usage"]["completion_tokens"] > 0
+
+
+def _full_pipe() -> tuple[int, int]:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    return reader, writer
 
 
 def test_ctrl_c_while_a_command_gets_ready_ends_it_at_once() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -81,6 +84,22 @@ def test_one_journal_belongs_to_one_session(tmp_path: Path) -> None:
     first.append({"type": "x"})
     first.close()
     assert len(Journal(first.path).open().records) == 1
+
+
+def test_a_worker_that_outlives_the_session_does_not_keep_its_journal(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "s.jsonl")
+    journal.create({})
+    if (worker := os.fork()) == 0:
+        time.sleep(60)
+        os._exit(0)
+    try:
+        journal.close()
+        again = Journal(journal.path)
+        again.open()
+        again.close()
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from v32.tools import tool
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 QUESTIONS = ["What is the population of Paris?", "And of Berlin?", "Thank you.", "And of Rome?"]
-PARAMS = SamplingParams(seed=3, max_new_tokens=40)
+PARAMS = SamplingParams(seed=3, max_new_tokens=100)
 
 
 @tool
