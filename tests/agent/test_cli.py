@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -144,7 +145,8 @@ def test_ctrl_c_ends_a_run_and_its_journal_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "v32.agent.cli", "run", "--max-turns", "2", "--seed", "1", "--json"]
     command += ["What is 2 + 3?", "--journal", str(path)]
     reader, writer = _full_pipe()  # what it says finds no room, so it cannot end before the signal
-    with subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE) as run:
+    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    with subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE, preexec_fn=hears) as run:
         os.close(writer)
         while not (path.exists() and b"user_said" in path.read_bytes()):
             assert run.poll() is None
