@@ -78,9 +78,8 @@ class Journal:
 
     def close(self) -> None:
         if self._descriptor is not None:
-            fcntl.flock(
-                self._descriptor, fcntl.LOCK_UN
-            )  # closing alone leaves it to workers that were forked meanwhile
+            # Closing alone leaves the lock to workers that were forked meanwhile.
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)
             self._descriptor = None
 

@@ -58,10 +58,11 @@ class Toolbox:
             return format_hits(self.index.search(str(call.arguments["query"]), self.max_hits))
         if call.name == "python":
             return _run_trusted(str(call.arguments["code"]))
-        if problems := self._offered.validate(call.name, call.arguments):
-            return refusal(call.name, problems).text
+        record = self._records.get(call.name)
+        if record is None or call.arguments.keys() != {record.parameter}:
+            return refusal(call.name, self._offered.validate(call.name, call.arguments)).text
         try:
-            return look_up(self._records[call.name], call.arguments)
+            return look_up(record, call.arguments)
         except ToolError as error:
             return f"Error: {error}"
 

@@ -83,8 +83,10 @@ def test_an_agent_given_up_where_another_loop_runs_still_closes_its_own(scripted
         gc.collect()
 
     asyncio.run(give_up())
-    while not left[0].get_loop().is_closed():
+    deadline = time.monotonic() + 60
+    while not left[0].get_loop().is_closed() and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert left[0].get_loop().is_closed()
     assert left[0].cancelled()
 
 

@@ -107,7 +107,8 @@ async def test_calls_run_at_the_same_time_and_results_stand_in_call_order(script
         return f"waited {number}"
 
     model = scripted(say.calls(*[("wait", {"number": number}) for number in range(3)]), say.answer("done"))
-    result = await Agent(model, tools=[wait]).run("Wait.")
+    with anyio.fail_after(60):
+        result = await Agent(model, tools=[wait]).run("Wait.")
     assert [r.text for r in result.steps[0].results] == ["waited 0", "waited 1", "waited 2"]
 
 

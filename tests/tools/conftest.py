@@ -16,7 +16,7 @@ async def code_tools(policy: SandboxPolicy) -> AsyncIterator[Toolset]:
     try:
         await session.sandbox("probe")
     except SandboxUnavailable as error:
-        pytest.skip(f"no sandbox works here: {error}")
+        pytest.skip(f"no sandbox works here: {error}")  # no user namespaces: without one, code is not run at all
     tools = Toolset(session.tools(files=True))
     yield tools
     await tools.aclose()

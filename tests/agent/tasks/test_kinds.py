@@ -15,7 +15,7 @@ from v32.agent.tasks.kinds import (
     kinds_for,
     lookup_compute,
     own_tool,
-)  # fmt: skip
+)
 from v32.agent.tasks.names import is_held_out, misspelt, name, operands
 from v32.agent.tasks.slips import with_slip
 from v32.agent.tasks.task import Task, Toolset
