@@ -8,6 +8,7 @@ backtrack and unions may branch without end, and the values come from a model.
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 import json
 import re
@@ -88,6 +89,7 @@ class Validator:
             return [Problem("$", f"cannot be checked: {error}")]
 
 
+@functools.cache
 def _formats() -> FormatChecker:
     """jsonschema's, durations, which it leaves to a large package, and patterns as they are matched here."""
     import regex
