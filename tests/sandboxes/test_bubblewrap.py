@@ -10,6 +10,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from tests.conftest import open_descriptors
 from v32.sandboxes import SandboxError, SandboxPolicy, SandboxUnavailable, open_sandbox
 from v32.sandboxes import bubblewrap as backend
 from v32.sandboxes.bubblewrap import Binary, Recipe, open_bubblewrap
@@ -179,7 +180,7 @@ def open_and_close() -> None:
 
 def leftovers() -> set[str]:
     groups = {str(path) for path in Path("/sys/fs/cgroup").glob(f"**/v32-{os.getpid()}-*")}
-    return groups | {f"fd {name}" for name in os.listdir("/proc/self/fd")}
+    return groups | {f"fd {name}" for name in open_descriptors()}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from tests.conftest import open_descriptors
 from v32.sandboxes import UnisolatedSandbox, open_sandbox
 from v32.sandboxes.bubblewrap import open_bubblewrap
 from v32.sandboxes.sandbox import CellResult, OutputChunk, SandboxPolicy
@@ -101,7 +102,7 @@ def test_two_hundred_cycles_leak_nothing() -> None:
 
 def _cycles(count: int) -> None:
     def state() -> tuple[set[str], int, int]:
-        return groups(os.getpid()), len(os.listdir("/proc/self/fd")), len(supervisors(of=os.getpid()))
+        return groups(os.getpid()), len(open_descriptors()), len(supervisors(of=os.getpid()))
 
     async def cycle(number: int) -> None:
         async with open_sandbox() as sandbox:
@@ -198,7 +199,7 @@ def test_what_the_machine_is_late_is_not_taken_from_the_grace_of_the_code(how: s
 
 @pytest.mark.parametrize("seconds", [0.0, 0.005, 0.02, 0.05, 0.1])
 def test_cancelling_while_it_opens_leaves_nothing(seconds: float) -> None:
-    before = groups(os.getpid()), len(os.listdir("/proc/self/fd"))
+    before = groups(os.getpid()), len(open_descriptors())
 
     async def run() -> None:
         with anyio.move_on_after(seconds):
@@ -207,7 +208,7 @@ def test_cancelling_while_it_opens_leaves_nothing(seconds: float) -> None:
 
     anyio.run(run)
     assert wait_until(lambda: not supervisors(of=os.getpid()))
-    assert wait_until(lambda: (groups(os.getpid()), len(os.listdir("/proc/self/fd"))) == before)
+    assert wait_until(lambda: (groups(os.getpid()), len(open_descriptors())) == before)
 
 
 @pytest.mark.slow

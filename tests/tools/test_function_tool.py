@@ -14,6 +14,7 @@ import anyio
 import numpy
 import pytest
 
+from tests.conftest import open_descriptors
 from v32.tools import RawTool, Tool, ToolContext, ToolDefinitionError, ToolError, ToolOutput, tool
 from v32.tools.errors import WorkerError
 from v32.tools.function_tool import to_output
@@ -198,12 +199,12 @@ async def all_are_reaped() -> None:
 
 async def test_workers_leave_nothing_behind(context: ToolContext) -> None:
     await add.call({"a": 1}, context)
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     for _ in range(20):
         await add.call({"a": 1}, context)
         with anyio.move_on_after(0.01):
             await hang.call({}, context)
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
     await all_are_reaped()
 
 
